@@ -1,0 +1,44 @@
+"""Ownership of addresses. The unit is a CIDR on an ENI: /32, /28 or /80; nothing is expanded."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vpccni.model import Cidr, EniId
+
+
+class CidrsOwned(msgspec.Struct, frozen=True, kw_only=True):
+    """EC2 routes these CIDRs to this ENI. One event per reply of EC2.
+
+    Attributes:
+        source: ``reply`` to our own call, or ``describe``.
+    """
+
+    eni: EniId
+    cidrs: tuple[Cidr, ...]
+    source: str
+
+
+class CidrsReleased(msgspec.Struct, frozen=True, kw_only=True):
+    """The node no longer owns these CIDRs; none has an open lease."""
+
+    eni: EniId
+    cidrs: tuple[Cidr, ...]
+    source: str
+
+
+class CidrSuspected(msgspec.Struct, frozen=True, kw_only=True):
+    """EC2 does not list an owned CIDR. Leases on it stay; nothing new is assigned out of it."""
+
+    eni: EniId
+    cidr: Cidr
+    source: str
+    readings: int
+
+
+class CidrCleared(msgspec.Struct, frozen=True, kw_only=True):
+    """EC2 lists the CIDR again: the suspicion ends."""
+
+    eni: EniId
+    cidr: Cidr
+    source: str
