@@ -40,6 +40,7 @@ class SandboxWired(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         alias: The IFALIAS of the host veth; it holds the container id, so that a veth of a
             re-created pod of the same name is told from this one.
+        netns: Where it was wired, when that is not where the lease was opened for.
     """
 
     lease: LeaseId
@@ -48,6 +49,7 @@ class SandboxWired(msgspec.Struct, frozen=True, kw_only=True):
     alias: str
     host_mac: str = ""
     pod_mac: str = ""
+    netns: str = ""
 
 
 class AddFailed(msgspec.Struct, frozen=True, kw_only=True):

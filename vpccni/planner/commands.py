@@ -1,0 +1,257 @@
+"""What the shell asks of the core. Each is answered by ``decide`` with events, a refusal, or waiting."""
+
+from __future__ import annotations
+
+import msgspec
+from vpccni.planner.warm_pool import Constraints, PoolPolicy
+
+from vpccni.errors import Reason, Refused
+from vpccni.events.codec import Event
+from vpccni.events.decision import PlanMade
+from vpccni.events.effect import EffectIntended
+from vpccni.events.sandbox import EndCause, SandboxWired
+from vpccni.model import (
+    Cidr,
+    EniFacts,
+    EniId,
+    InstanceFacts,
+    IntentId,
+    LeaseId,
+    PodRef,
+    SandboxKey,
+)
+
+
+class StartAgent(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent begins to write; ends every lease of another boot."""
+
+    boot_id: str
+    version: str
+
+
+class Observe(msgspec.Struct, frozen=True):
+    """Something about the node was observed; recorded when it differs from what the log says."""
+
+    event: Event
+
+
+class ObserveInstance(msgspec.Struct, frozen=True):
+    """IMDS told which machine this is. Another one than before starts the books over."""
+
+    instance: InstanceFacts
+
+
+class Add(msgspec.Struct, frozen=True, kw_only=True):
+    """CNI ADD: an address for a sandbox.
+
+    Attributes:
+        request: The sequence number of its ``AddRequested``, once that is recorded.
+    """
+
+    key: SandboxKey
+    pod: PodRef
+    netns: str
+    netns_inode: int = 0
+    request: int = 0
+
+
+class RefuseAdd(msgspec.Struct, frozen=True, kw_only=True):
+    """An ADD is answered with an error before or after it had a lease; the lease is undone."""
+
+    key: SandboxKey
+    pod: PodRef
+    reason: Reason
+    detail: str = ""
+    is_undone: bool = True
+
+
+class NoteWired(msgspec.Struct, frozen=True):
+    """The kernel has the sandbox's wiring."""
+
+    wired: SandboxWired
+
+
+class EndLease(msgspec.Struct, frozen=True, kw_only=True):
+    """CNI DEL, or its spooled form.
+
+    Attributes:
+        written_boot_id, written_boottime_ns: For a spooled DEL, when it was written: it does not end a
+            lease that is younger.
+    """
+
+    key: SandboxKey
+    cause: EndCause
+    witnesses: tuple[str, ...] = ()
+    written_boot_id: str = ""
+    written_boottime_ns: int = 0
+
+
+class NoteUnwired(msgspec.Struct, frozen=True):
+    """Nothing of these ended leases is left in the kernel."""
+
+    leases: tuple[LeaseId, ...]
+
+
+class NoteWitness(msgspec.Struct, frozen=True, kw_only=True):
+    """One witness about a lease: gone (quarantine) or alive (end of quarantine)."""
+
+    lease: LeaseId
+    witness: str
+    is_alive: bool
+    detail: str = ""
+
+
+class EndByWitnesses(msgspec.Struct, frozen=True, kw_only=True):
+    """Two independent witnesses agree that the sandbox is gone."""
+
+    lease: LeaseId
+    witnesses: tuple[str, str]
+
+
+class Intend(msgspec.Struct, frozen=True):
+    """Carry out one step of a plan. The plan may be stale: everything is checked again."""
+
+    effect: EffectIntended
+
+
+class Confirmed(msgspec.Struct, frozen=True, kw_only=True):
+    """EC2 did it. ``facts`` for a create, ``cidrs`` for an assign, ``attachment`` for an attach."""
+
+    facts: EniFacts | None = None
+    cidrs: tuple[Cidr, ...] = ()
+    attachment: str = ""
+    how: str = "reply"
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """EC2 did not do it."""
+
+    reason: Reason
+    code: str = ""
+    detail: str = ""
+    is_transient: bool = False
+
+
+class Unknown(msgspec.Struct, frozen=True, kw_only=True):
+    """No reply: it may or may not have been done."""
+
+    detail: str = ""
+
+
+class Abandoned(msgspec.Struct, frozen=True, kw_only=True):
+    """It will not be done: what it was for is gone."""
+
+    reason: str
+
+
+Outcome = Confirmed | Failed | Unknown | Abandoned
+
+
+class Settle(msgspec.Struct, frozen=True):
+    """The outcome of an intended effect."""
+
+    intent: IntentId
+    outcome: Outcome
+
+
+class ReadEc2(msgspec.Struct, frozen=True, kw_only=True):
+    """A Describe of every ENI that EC2 says is attached to this machine.
+
+    Attributes:
+        previous: The reading before it in this process, at least some seconds older: what is new to the
+            books is believed when two readings agree.
+    """
+
+    enis: tuple[EniFacts, ...]
+    previous: tuple[EniFacts, ...] | None
+
+
+class AdoptLeftBehind(msgspec.Struct, frozen=True):
+    """Unattached ENIs with this instance's tag that the books do not hold: to be deleted."""
+
+    enis: tuple[EniFacts, ...]
+
+
+class NoteLinks(msgspec.Struct, frozen=True, kw_only=True):
+    """Which ENIs have their link in the kernel, set up; and which have not."""
+
+    ready: tuple[tuple[EniId, str, int], ...] = ()
+    lost: tuple[tuple[EniId, str], ...] = ()
+
+
+class NotePlan(msgspec.Struct, frozen=True):
+    """A plan to remember; recorded when it acts or when its reason changes."""
+
+    plan: PlanMade
+
+
+class ReportBroken(msgspec.Struct, frozen=True, kw_only=True):
+    """A check of our own failed."""
+
+    name: str
+    detail: str
+
+
+Command = (
+    StartAgent
+    | Observe
+    | ObserveInstance
+    | Add
+    | RefuseAdd
+    | NoteWired
+    | EndLease
+    | NoteUnwired
+    | NoteWitness
+    | EndByWitnesses
+    | Intend
+    | Settle
+    | ReadEc2
+    | AdoptLeftBehind
+    | NoteLinks
+    | NotePlan
+    | ReportBroken
+)
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What a decision depends on besides the log: settings, and what holds us back just now.
+
+    Attributes:
+        not_serving: Why no ADD can be served at all (``not_the_same_machine``, ...); ``None`` when it can.
+        is_frozen: Nothing may be changed (a newer log, a broken invariant): ADD is refused from growth,
+            intents are refused.
+    """
+
+    cooldown_s: float
+    add_wait_s: float
+    policy: PoolPolicy | None
+    constraints: Constraints
+    not_serving: Refused | None = None
+    must_not_change: tuple[str, ...] = ()
+    manages_untagged: bool = True
+
+
+Caused = tuple[Event, int]
+"""An event and the sequence number that caused it; -1 means: the event before it in the same decision."""
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """Events to append, in order; and the lease that the command was about, 0 for none.
+
+    ``is_new``: the lease was opened by this very decision.
+    """
+
+    events: tuple[Caused, ...] = ()
+    lease: LeaseId = LeaseId(0)
+    is_new: bool = False
+
+
+class Park(msgspec.Struct, frozen=True):
+    """Not now, but an open or plannable intent, or the end of a rest, can satisfy it: wait."""
+
+    reason: Reason
+    detail: str = ""
+    events: tuple[Caused, ...] = ()
+
+
+Answer = Decision | Refused | Park

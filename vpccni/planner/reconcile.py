@@ -1,0 +1,152 @@
+"""Comparing the books with what EC2 says, by the order of belief.
+
+An acknowledged ADD without DEL is believed over EC2's reply to our own call, that over Describe, and that
+over IMDS. So Describe can teach us ENIs and addresses and can raise a suspicion; it never ends a lease.
+What is new to the books, or missing from Describe, counts only when two readings agree: Describe may lag.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from vpccni.events import address, eni
+from vpccni.model import Cidr, EniFacts, EniId, Stamp, route_table_of
+from vpccni.planner.commands import Caused, ReadEc2
+from vpccni.planner.view import is_cidr_rested
+from vpccni.projections.enis import Eni
+from vpccni.projections.state import State
+
+INSTANCE_TAG: Final = "node.k8s.amazonaws.com/instance_id"
+NO_MANAGE_TAG: Final = "node.k8s.amazonaws.com/no_manage"
+
+SETTLING_S: Final = 60.0
+"""For this long after our own call, Describe's silence about its result is lag, not news."""
+
+READINGS_TO_BELIEVE: Final = 2
+
+
+def is_managed(facts: EniFacts, instance: str, manages_untagged: bool) -> bool:
+    """Whether an attached ENI is ours to use (reference ipamd section 2.6; the primary always is)."""
+    if facts.device == 0 and facts.card == 0:
+        return True
+    if facts.type not in ("interface", "efa", "trunk"):
+        return False
+    if NO_MANAGE_TAG in facts.tags:
+        return facts.tags[NO_MANAGE_TAG] != "true"
+    if facts.tags.get(INSTANCE_TAG) == instance:
+        return True
+    return manages_untagged
+
+
+def compare_with_ec2(
+    state: State, command: ReadEc2, now: Stamp, cooldown_s: float, manages_untagged: bool
+) -> tuple[Caused, ...]:
+    """Events that a reading of EC2 justifies."""
+    if state.instance is None:
+        return ()
+    events: list[Caused] = []
+    described = {facts.id: facts for facts in command.enis}
+    before = {facts.id: facts for facts in command.previous or ()}
+    is_first = not state.enis
+    for facts in command.enis:
+        held = state.enis.get(facts.id)
+        if state.intents_on(facts.id):
+            continue
+        if held is None:
+            if is_first or facts.id in before:
+                events += _adopt(facts, is_managed(facts, state.instance.id, manages_untagged))
+        else:
+            events += _compare_known(state, held, facts, before.get(facts.id), now, cooldown_s)
+    for held in list(state.enis.values()):
+        if held.facts.id not in described and held.phase == "attached":
+            events += _missing_eni(state, held, now, cooldown_s)
+    return tuple(events)
+
+
+def _bare(facts: EniFacts) -> EniFacts:
+    return msgspec.structs.replace(facts, cidrs=())
+
+
+def _adopt(facts: EniFacts, managed: bool) -> list[Caused]:
+    adopted = eni.EniAdopted(
+        facts=_bare(facts),
+        managed=managed,
+        origin="found",
+        table=route_table_of(facts.card, facts.device),
+    )
+    events: list[Caused] = [(adopted, 0)]
+    if managed and facts.cidrs:
+        events.append((address.CidrsOwned(eni=facts.id, cidrs=facts.cidrs, source="describe"), -1))
+    return events
+
+
+def _compare_known(
+    state: State, held: Eni, facts: EniFacts, before: EniFacts | None, now: Stamp, cooldown_s: float
+) -> list[Caused]:
+    events: list[Caused] = []
+    if held.phase == "detached":
+        if before is not None and facts.device >= 0:
+            attached = eni.EniAttached(
+                eni=facts.id,
+                attachment=facts.attachment,
+                device=facts.device,
+                card=facts.card,
+                table=route_table_of(facts.card, facts.device),
+            )
+            events.append((attached, 0))
+        return events
+    if held.suspected:
+        events.append((eni.EniCleared(eni=facts.id, source="ec2"), 0))
+    if not held.managed:
+        return events
+    believed = set(before.cidrs) if before is not None else set()
+    fresh = tuple(cidr for cidr in facts.cidrs if cidr not in held.cidrs and cidr in believed)
+    if fresh:
+        events.append((address.CidrsOwned(eni=facts.id, cidrs=fresh, source="describe"), 0))
+    released: list[Cidr] = []
+    for cidr, owned in held.cidrs.items():
+        if cidr in facts.cidrs:
+            if owned.suspected:
+                events.append((address.CidrCleared(eni=facts.id, cidr=cidr, source="ec2"), 0))
+        elif state.elapsed_s(owned.record.stamp, now) >= SETTLING_S:
+            readings = owned.suspected + 1
+            if readings >= READINGS_TO_BELIEVE and is_cidr_rested(state, cidr, now, cooldown_s):
+                released.append(cidr)
+            elif readings <= READINGS_TO_BELIEVE:
+                events.append(
+                    (address.CidrSuspected(eni=facts.id, cidr=cidr, source="ec2", readings=readings), 0)
+                )
+    if released:
+        events.append((address.CidrsReleased(eni=facts.id, cidrs=tuple(released), source="describe"), 0))
+    return events
+
+
+def _missing_eni(state: State, held: Eni, now: Stamp, cooldown_s: float) -> list[Caused]:
+    eni_id: EniId = held.facts.id
+    if state.intents_on(eni_id) or state.elapsed_s(held.adopted, now) < SETTLING_S:
+        return []
+    readings = held.suspected + 1
+    is_free = not held.lease_count and all(
+        is_cidr_rested(state, cidr, now, cooldown_s) for cidr in held.cidrs
+    )
+    if readings > READINGS_TO_BELIEVE and is_free and not held.is_primary:
+        return [(eni.EniGone(eni=eni_id, source="ec2"), 0)]
+    if readings <= READINGS_TO_BELIEVE:
+        return [(eni.EniSuspected(eni=eni_id, source="ec2", readings=readings), 0)]
+    return []
+
+
+def adopt_left_behind(state: State, enis: tuple[EniFacts, ...]) -> tuple[Caused, ...]:
+    """Unattached ENIs of ours that the books do not hold: taken in only to be deleted.
+
+    None while a create is open: it may be the very one that the create made.
+    """
+    if any(intent.intended.kind == "create" for intent in state.intents.values()):
+        return ()
+    return tuple(
+        (eni.EniAdopted(facts=_bare(facts), managed=True, origin="left_behind"), 0)
+        for facts in enis
+        if facts.id not in state.enis and not facts.attachment
+    )

@@ -1,0 +1,137 @@
+"""From the state to what the sizing planner looks at."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vpccni.planner.warm_pool import EniView
+
+from vpccni.model import Cidr, EniId, Stamp, cidr_size, cidr_span
+from vpccni.planner.assign import addresses_in, is_usable
+from vpccni.projections.enis import Eni
+from vpccni.projections.state import State
+
+EC2_DELIVERY_S: Final = 3.0
+"""How long EC2 takes to deliver new addresses (create 0.6 s + attach 1.2 s, measured, and some): an address
+whose rest ends sooner is supply, since asking EC2 instead would bring it later and cost calls."""
+
+LINK_PATIENCE_S: Final = 60.0
+"""An attached ENI whose link has not come after this long is no longer counted as supply."""
+
+ADDRESS_KINDS: Final = ("assign", "unassign")
+"""Calls that change addresses: EC2 has no token for them, so there is one at a time per ENI."""
+
+
+def busy_with(state: State, held: Eni) -> set[str]:
+    """Kinds of the open intents on an ENI."""
+    return {intent.intended.kind for intent in state.intents_on(held.facts.id)}
+
+
+def rested_cidrs(state: State, held: Eni, now: Stamp, cooldown_s: float) -> tuple[Cidr, ...]:
+    """CIDRs of an ENI without lease and past their rest: the only ones that may be given back.
+
+    Highest address first, so that the low ones, which are assigned first, stay.
+    """
+    under_release = state.cidrs_under_release()
+    found = [
+        cidr
+        for cidr, owned in held.cidrs.items()
+        if not owned.suspected and cidr not in under_release and is_cidr_rested(state, cidr, now, cooldown_s)
+    ]
+    found.sort(key=cidr_span, reverse=True)
+    return tuple(found)
+
+
+def is_cidr_rested(state: State, cidr: Cidr, now: Stamp, cooldown_s: float) -> bool:
+    """Whether no address of the CIDR is leased, resting, or still wired."""
+    inside = addresses_in(cidr) if cidr_size(cidr) <= 16 else iter([*state.by_address, *state.rests])
+    for address in inside:
+        if address in state.by_address:
+            return False
+        rest = state.rests.get(address)
+        if rest is not None and (rest.is_standing or state.rest_left_s(rest, now, cooldown_s) > 0):
+            return False
+    return True
+
+
+def views_of(state: State, now: Stamp, cooldown_s: float, slots: int) -> list[EniView]:
+    """One view an ENI in the books, unmanaged ones left out; and one for each ENI being created."""
+    under_release = state.cidrs_under_release()
+    views: list[EniView] = []
+    for held in state.enis.values():
+        if held.managed and held.origin != "left_behind":
+            views.append(_view(state, held, under_release, now, cooldown_s, slots))
+    for intent in state.intents.values():
+        if intent.intended.kind == "create":
+            views.append(
+                EniView(
+                    id=EniId(f"creating-{intent.id}"),
+                    device=10_000 + intent.id,
+                    is_primary=False,
+                    is_usable=False,
+                    is_coming=True,
+                    can_grow=False,
+                    can_shrink=False,
+                    slots=slots,
+                    owned=0,
+                    pending=intent.intended.count,
+                    age_s=0.0,
+                )
+            )
+    return views
+
+
+def _view(
+    state: State, held: Eni, under_release: set[Cidr], now: Stamp, cooldown_s: float, slots: int
+) -> EniView:
+    resting = soon = blocked = 0
+    for cidr, owned in held.cidrs.items():
+        if owned.suspected or cidr in under_release:
+            blocked += sum(1 for address in addresses_in(cidr) if address not in state.by_address)
+            continue
+        for address in addresses_in(cidr):
+            rest = state.rests.get(address)
+            if rest is None or address in state.by_address:
+                continue
+            left_s = state.rest_left_s(rest, now, cooldown_s)
+            if left_s > 0:
+                resting += 1
+                soon += left_s <= EC2_DELIVERY_S
+            elif rest.is_standing:
+                blocked += 1
+    busy = busy_with(state, held)
+    usable = is_usable(held) and "detach" not in busy
+    is_coming = (
+        not usable
+        and not held.is_retiring
+        and not held.suspected
+        and held.facts.type == "interface"
+        and (
+            held.phase == "detached"
+            or (not held.is_link_ready and state.elapsed_s(held.adopted, now) < LINK_PATIENCE_S)
+        )
+    )
+    pending = sum(
+        intent.intended.count
+        for intent in state.intents_on(held.facts.id)
+        if intent.intended.kind == "assign"
+    )
+    in_order = not busy & {*ADDRESS_KINDS, "detach", "delete", "attach", "create"}
+    return EniView(
+        id=held.facts.id,
+        device=held.card * 1000 + held.device,
+        is_primary=held.is_primary,
+        is_usable=usable,
+        is_coming=is_coming,
+        can_grow=in_order and usable,
+        can_shrink=in_order and usable and held.facts.type == "interface" and not held.is_primary,
+        slots=0 if held.facts.type == "trunk" else slots,
+        owned=len(held.cidrs),
+        pending=pending,
+        assigned=held.lease_count,
+        resting=resting,
+        resting_soon=soon,
+        blocked=blocked,
+        rested=rested_cidrs(state, held, now, cooldown_s) if in_order else (),
+        age_s=state.elapsed_s(held.adopted, now),
+    )

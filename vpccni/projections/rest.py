@@ -1,0 +1,43 @@
+"""How long an address has rested, across boots and jumping clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from vpccni.model import Stamp
+
+_PLAUSIBLE_NS: Final = 24 * 3600 * 10**9
+"""A wall-clock difference over a reboot of more than a day is not believed: it may be a clock that was set.
+The full rest is then counted from the new start, which costs no more than one cooldown."""
+
+
+class BootMark(msgspec.Struct, frozen=True):
+    """The end of a boot: its last event, and the first event of the boot after it."""
+
+    last: Stamp
+    next_start: Stamp
+
+
+def elapsed_ns(since: Stamp, now: Stamp, boots: Mapping[str, BootMark]) -> int:
+    """Nanoseconds that have surely passed between two stamps; never more than really passed.
+
+    Within one boot: the difference of ``CLOCK_BOOTTIME``. After a boot change: what passed in the old
+    boot until its last event, plus the wall-clock difference from there, if that is positive and
+    plausible; otherwise what passed since the start of the present boot.
+    """
+    if since.boot_id == now.boot_id:
+        return max(0, now.boottime_ns - since.boottime_ns)
+    mark = boots.get(since.boot_id)
+    if mark is None:
+        return 0
+    in_old_boot = max(0, mark.last.boottime_ns - since.boottime_ns)
+    by_wall = now.wall_ns - mark.last.wall_ns
+    if 0 < by_wall <= _PLAUSIBLE_NS:
+        return in_old_boot + by_wall
+    start = mark.next_start
+    while start.boot_id != now.boot_id and start.boot_id in boots:
+        start = boots[start.boot_id].next_start
+    return max(0, now.boottime_ns - start.boottime_ns) if start.boot_id == now.boot_id else 0
