@@ -1,4 +1,4 @@
-"""The calls that change ENIs. Each checks everything first and changes afterwards: a fault has changed nothing."""
+"""The calls that change ENIs. Each checks everything before it changes anything."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -18,8 +18,9 @@ _KEPT_TOKENS: Final = 10_000
 def create_network_interface(world: World, request: Request) -> Reply:
     """EC2 CreateNetworkInterface, with its ``ClientToken``.
 
-    The same token with the same parameters answers with the ENI that it made the first time, as it is now, or as it
-    was when the reply was first made if it has been deleted since (an idempotent retry does nothing anew).
+    The same token with the same parameters answers with the ENI that it made the first time, as it is now, or
+    as it was when the reply was first made if it has been deleted since (an idempotent retry does nothing
+    anew).
     """
     params = request.params
     token = str(params.get("ClientToken") or "")
@@ -36,7 +37,7 @@ def create_network_interface(world: World, request: Request) -> Reply:
     tags = _tags_of(params.get("TagSpecifications") or ())
     eni = new_eni(world, request, subnet, groups)
     eni.tags.update(tags)
-    reply = {"NetworkInterface": render_eni(eni, world.account_id)}
+    reply: Reply = {"NetworkInterface": render_eni(eni, world.account_id)}
     if token:
         reply["ClientToken"] = token
         world.eni_of_token[token] = (fingerprint, reply["NetworkInterface"], eni.id)
@@ -166,7 +167,8 @@ def attach_network_interface(world: World, request: Request) -> Reply:
         raise errors.eni_in_use_attach(eni.id)
     if eni.subnet.zone != instance.subnet.zone:
         raise errors.invalid_combination(
-            "You may not attach a network interface to an instance if they are not in the same availability zone"
+            "You may not attach a network interface to an instance if they are not in the same "
+            "availability zone"
         )
     if not 0 <= card < limits.cards:
         raise errors.invalid_value(f"Network card index {card} is not valid for instance type {limits.name}")
@@ -326,7 +328,7 @@ def create_tags(world: World, request: Request) -> Reply:
 
 
 def delete_tags(world: World, request: Request) -> Reply:
-    """EC2 DeleteTags: a tag with a value is deleted only if it has that value; without ``Tags`` all of them go."""
+    """EC2 DeleteTags: a value that is given must match; without ``Tags`` all of them go."""
     resources = [world.taggable(str(resource)) for resource in request.required("Resources")]
     for resource in resources:
         given = request.params.get("Tags")

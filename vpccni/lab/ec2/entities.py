@@ -2,7 +2,7 @@
 
 An ENI's life, in EC2's words (status / attachment status)::
 
-    create ──► available / –  ──attach──► in-use / attaching ──settle──► in-use / attached
+    create ──► available / -  ──attach──► in-use / attaching ──settle──► in-use / attached
                     ▲                                                          │ detach
                     └───────settle────── in-use / detaching ◄──────────────────┘
     delete: only from ``available``
@@ -70,7 +70,8 @@ class Attachment:
 class Eni:
     """A network interface.
 
-    ``number`` is its place in the order of creation; ``rendered`` is its output shape, dropped on every change.
+    ``number`` is its place in the order of creation; ``rendered`` is its output shape, dropped on every
+    change.
     """
 
     id: str
@@ -114,8 +115,8 @@ class Eni:
 class Instance:
     """A virtual machine.
 
-    ``enis`` holds every attached ENI, also while it attaches and detaches. Its security groups are those of its
-    primary ENI.
+    ``enis`` holds every attached ENI, also while it attaches and detaches. Its security groups are those of
+    its primary ENI.
     """
 
     id: str
@@ -241,7 +242,8 @@ def render_instance(instance: Instance, account_id: str) -> Rendered:
         "SecurityGroups": [],
     }
     if instance.type.hypervisor:
-        # DescribeInstances reports the legacy value for Nitro too; only DescribeInstanceTypes tells them apart.
+        # DescribeInstances reports the legacy value for Nitro too; only DescribeInstanceTypes tells them
+        # apart.
         reply["Hypervisor"] = "xen"
     if instance.state == "terminated":
         return reply

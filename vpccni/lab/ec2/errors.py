@@ -1,7 +1,7 @@
 """The errors that EC2 answers, with its own codes and wording.
 
-Codes: EC2 API reference, "Error codes". Where the reference leaves the wording open, the wording is what operators
-report from the field. The id stands in quotes, because clients parse it out of the message.
+Codes: EC2 API reference, "Error codes". Where the reference leaves the wording open, the wording is what
+operators report from the field. The id stands in quotes, because clients parse it out of the message.
 """
 
 from typing import Final

@@ -86,7 +86,8 @@ class FaultPlan:
     def randomize(self, seed: int | str, rate: float, kinds: tuple[Fault, ...]) -> None:
         """Hit a share ``rate`` (0 to 1) of all calls with one of ``kinds``, drawn from ``seed``.
 
-        A drawn fault whose action does not match the call lets it pass, so a plan may name the actions it hits.
+        A drawn fault whose action does not match the call lets it pass, so a plan may name the actions it
+        hits.
         """
         if not 0.0 <= rate <= 1.0 or (rate > 0.0 and not kinds):
             raise ValueError(

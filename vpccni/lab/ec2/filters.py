@@ -136,7 +136,8 @@ def page(
     A token names the last item's place in the order of creation, so deleting between two pages skips nothing.
 
     Raises:
-        Ec2Fault: Ids and page size exclude each other; the size is out of range; the token is not one of ours.
+        Ec2Fault: Ids and page size exclude each other; the size is out of range; the token is not one of
+        ours.
     """
     size = params.get("MaxResults")
     token = params.get("NextToken")
@@ -147,7 +148,8 @@ def page(
             )
         if not 5 <= size <= most:
             raise invalid_value(
-                f"Value ( {size} ) for parameter maxResults is invalid. Expecting a value between 5 and {most}."
+                f"Value ( {size} ) for parameter maxResults is invalid. "
+                f"Expecting a value between 5 and {most}."
             )
     if token:
         last = _token_number(token)

@@ -1,8 +1,8 @@
 """The instance metadata service, version 2, of every instance of the region.
 
-It tells of the network as it was ``lag_s`` ago, which is how the real one confuses agents, and can be told to lie
-(`ImdsFault`). Paths: EC2 user guide, "Instance metadata categories". Lists are separated by newlines; a field that
-has no value is absent (404), as there.
+It tells of the network as it was ``lag_s`` ago, which is how the real one confuses agents, and can be told to
+lie (`ImdsFault`). Paths: EC2 user guide, "Instance metadata categories". Lists are separated by newlines; a
+field that has no value is absent (404), as there.
 """
 
 import hashlib

@@ -15,7 +15,8 @@ class CallRecord(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         number: Position in the whole history, from 1.
         at: The instant at which it was applied or refused.
-        outcome: ``ok``, the error code, ``lost_reply`` (applied), ``dropped_request`` (not applied), or ``hang``.
+        outcome: ``ok``, the error code, ``lost_reply`` (applied), ``dropped_request`` (not applied), or
+        ``hang``.
     """
 
     number: int

@@ -1,6 +1,7 @@
 """What the network fabric and the simulator learn from the region: links that come, go and change.
 
-An event is told while the region applies the change; a subscriber may queue it, but must not call back into the region.
+An event is told while the region applies the change; a subscriber may queue it, but must not call back into
+the region.
 """
 
 import msgspec

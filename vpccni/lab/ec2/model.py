@@ -1,7 +1,8 @@
 """The region: calls in, replies and link events out. No clock, no I/O, no chance but the seed's.
 
-Theory of operation. ``now`` is a number of seconds that the caller's clock gives; it never runs backwards in here.
-Every entry first does what the agenda has due, then what it was asked for, then again what is due at once.
+Theory of operation. ``now`` is a number of seconds that the caller's clock gives; it never runs backwards in
+here. Every entry first does what the agenda has due, then what it was asked for, then again what is due at
+once.
 A transport that wants latencies and faults goes through ``arrive``::
 
     call = region.arrive(action, params, now)   # throttle and faults strike here
@@ -122,7 +123,7 @@ class Call:
         return fault.kind != "dropped_request" and (fault.kind != "hang" or fault.applied)
 
     def apply(self, now: float) -> Reply | Ec2Fault:
-        """Change the world and return EC2's answer, which the transport delivers or not, as ``ending`` says."""
+        """Change the world and return EC2's answer; ``ending`` says whether it is delivered."""
         region, fault = self._region, self._fault
         region.advance(now)
         answer: Reply | Ec2Fault = {}
@@ -185,7 +186,7 @@ class Region:
         """How long things take after a call was applied."""
         return self.world.timing
 
-    # Calls ---------------------------------------------------------------------------------------------------
+    # Calls ----------------------------------------------------------------------------------------------
 
     def arrive(self, action: str, params: Mapping[str, Any], now: float) -> Call:
         """Take in a call: throttling is decided and the fault that hits it is drawn now."""
@@ -232,10 +233,10 @@ class Region:
         """Return how many seconds this call takes."""
         return self.latency_s.get(action, self.latency_s.get("*", 0.0))
 
-    # Time ----------------------------------------------------------------------------------------------------
+    # Time -----------------------------------------------------------------------------------------------
 
     def advance(self, now: float) -> None:
-        """Do everything that is due. Needs to be called when ``pending_until`` has come; every call does it too."""
+        """Do everything that is due: to be called when ``pending_until`` has come. Every call does it too."""
         self._now = max(now, self._now)
         agenda = self.world.agenda
         agenda.run_until(self._now)
@@ -248,11 +249,11 @@ class Region:
         return self.world.agenda.next_instant()
 
     def on_pending(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call ``listener`` whenever something is pending, so that a clock can be set; returns how to stop that."""
+        """Call ``listener`` when something is pending, so that an alarm can be set; returns how to stop."""
         self._agenda_listeners.append(listener)
         return lambda: self._agenda_listeners.remove(listener)
 
-    # Links ---------------------------------------------------------------------------------------------------
+    # Links ----------------------------------------------------------------------------------------------
 
     def subscribe(self, subscriber: LinkSubscriber) -> Callable[[], None]:
         """Tell ``subscriber`` of every link event from now on; returns how to stop that."""
@@ -270,7 +271,7 @@ class Region:
             if eni.attachment is not None and eni.attachment.is_plugged
         ]
 
-    # Building ------------------------------------------------------------------------------------------------
+    # Building -------------------------------------------------------------------------------------------
 
     def add_vpc(self, *cidrs: str, tags: Mapping[str, str] | None = None) -> Vpc:
         """Add a VPC with its default security group."""
@@ -388,7 +389,7 @@ class Region:
             if attachment.delete_on_termination:
                 world.destroy(eni)
 
-    # IMDS ----------------------------------------------------------------------------------------------------
+    # IMDS -----------------------------------------------------------------------------------------------
 
     def imds_get(self, instance_id: str, path: str, now: float) -> ImdsReply:
         """Answer a metadata path (``latest/meta-data/…``), without a token. 404 when there is nothing."""

@@ -1,8 +1,8 @@
 """The address book of one subnet: finite, and deterministic in what it hands out.
 
-Invariants: an address has at most one holder; the first four and the last address of the subnet are never handed
-out (VPC user guide, "Subnet CIDR reservations"); a freed address goes to the end of the line, behind every address
-that was never used, so that an address is reused as late as possible.
+Invariants: an address has at most one holder; the first four and the last address of the subnet are never
+handed out (VPC user guide, "Subnet CIDR reservations"); a freed address goes to the end of the line, behind
+every address that was never used, so that an address is reused as late as possible.
 """
 
 from collections.abc import Sequence

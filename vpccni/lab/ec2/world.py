@@ -1,7 +1,7 @@
 """Everything that exists in the region, found by id, and the few doors through which it changes.
 
-Invariant: an ENI's change goes through ``changed``, so that its cached rendering, the history that IMDS reads, and
-the fabric stay true to it.
+Invariant: an ENI's change goes through ``changed``, so that its cached rendering, the history that IMDS
+reads, and the fabric stay true to it.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ LinkSubscriber = Callable[[LinkEvent], None]
 
 @dataclass(slots=True, kw_only=True)
 class Timing:
-    """How long things take to happen after the call that asked for them was applied. Seconds, each at least 0.
+    """How long things take after the call that asked for them was applied: seconds, each at least 0.
 
     Attributes:
         attach_settle_s: From ``attaching`` to ``attached``.
@@ -151,7 +151,7 @@ class World:
             case _:
                 raise errors.Ec2Fault("InvalidID", f"The ID '{resource_id}' is not valid")
 
-    # Doors ---------------------------------------------------------------------------------------------------
+    # Doors ----------------------------------------------------------------------------------------------
 
     def changed(self, eni: Eni, now: float, *, addresses: bool = False) -> None:
         """Note that an ENI changed; tell the fabric when it is what the ENI owns that changed."""
