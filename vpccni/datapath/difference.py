@@ -9,12 +9,22 @@ our name. Everything else is foreign and never in a difference.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
+
+import msgspec
 
 from vpccni.datapath.desired import eni_rules, eni_setup, from_rules, pod_wiring
 from vpccni.datapath.names import alias_of, is_our_alias
 from vpccni.datapath.nft import nft_table
-from vpccni.datapath.numbers import POD_TABLE, PRIORITY_FROM_ENI, PRIORITY_FROM_POD, is_eni_table
+from vpccni.datapath.numbers import (
+    POD_TABLE,
+    PRIORITY_FROM_ENI,
+    PRIORITY_FROM_POD,
+    PRIORITY_MARK,
+    is_eni_table,
+)
 from vpccni.datapath.objects import (
+    AddressSeen,
     DatapathSettings,
     Desired,
     Difference,
@@ -23,6 +33,7 @@ from vpccni.datapath.objects import (
     EniWiring,
     LeaseWiring,
     LinkSeen,
+    LinkSetting,
     NftTable,
     Observed,
     PodWiring,
@@ -31,18 +42,191 @@ from vpccni.datapath.objects import (
     Rule,
     VethRemoval,
 )
-from vpccni.model import MAIN_TABLE, Address, Cidr, EniId, LeaseId, host_cidr, is_inside
+from vpccni.model import MAIN_TABLE, Address, Cidr, EniId, host_cidr, is_inside
+
+DEFAULT_DST: Final = Cidr("0.0.0.0/0")
+STACKED_KINDS: Final = frozenset(
+    {"bond", "bridge", "ipvlan", "ipvtap", "macsec", "macvlan", "macvtap", "team", "vlan", "vrf", "vxlan"}
+)
+"""Kinds of links that stand on others and take over their MAC."""
 
 
 def difference(desired: Desired, observed: Observed, *, rewire: bool = False) -> Difference:
     """Everything that has to be done; empty when the kernel is as desired.
+
+    Observe *first* and take the leases afterwards: a veth that was seen and has no lease among those is
+    then one whose lease has ended, and not one that is being wired just now.
 
     Args:
         desired: What should be.
         observed: What is.
         rewire: Wire sandboxes whose veth is not there. Without it they are only told (``absent``).
     """
-    raise NotImplementedError
+    pods = _pods(desired, observed)
+    enis, ready, missing = _enis(desired, observed)
+    rules = {rule for rule in observed.rules if not rule.exotic}
+    wanted = set(desired.rules)
+    return Difference(
+        ip_forward=desired.ip_forward and observed.ip_forward is False,
+        enis=enis,
+        links_set=pods.links,
+        rules_add=tuple(sorted(wanted - rules)),
+        routes_set=pods.routes,
+        wire=pods.absent if rewire else (),
+        nft=_nft(desired, observed),
+        routes_delete=pods.stale + _connected_routes(desired, observed, enis),
+        rules_delete=tuple(sorted(rule for rule in rules - wanted if is_our_rule(rule, desired.subnets))),
+        veths_delete=_stale_veths(desired, observed),
+        absent=tuple(pod.lease for pod in pods.absent),
+        enis_ready=ready,
+        enis_missing=missing,
+    )
+
+
+def find_link(links: Sequence[LinkSeen], mac: str) -> LinkSeen | None:
+    """The link of the ENI with this MAC.
+
+    Stacked devices borrow the MAC of what they stand on, so they never count; a device with a driver is
+    preferred to a virtual one, and a host veth of ours is never an ENI.
+    """
+    found = [
+        link
+        for link in links
+        if link.mac == mac.lower() and link.kind not in STACKED_KINDS and not is_our_alias(link.alias)
+    ]
+    return min(found, key=lambda link: (link.kind != "", link.ifindex), default=None)
+
+
+def is_our_rule(rule: Rule, subnets: Sequence[Cidr]) -> bool:
+    """Whether a rule is of a form that only we (or the original, whose place we take) make.
+
+    Args:
+        rule: Any rule.
+        subnets: The subnets of this node's ENIs: a from-rule is ours only for an address in them.
+    """
+    if rule.exotic or rule.iif or rule.dst:
+        return False
+    bare = Rule(priority=rule.priority, table=rule.table, mark=rule.mark, mask=rule.mask)
+    if rule.priority == PRIORITY_MARK:
+        return rule == bare and rule.table == MAIN_TABLE and rule.mark == rule.mask != 0
+    if (
+        rule.priority not in (PRIORITY_FROM_POD, PRIORITY_FROM_ENI)
+        or rule.mark
+        or not is_eni_table(rule.table)
+    ):
+        return False
+    address, _, length = rule.src.partition("/")
+    return length == "32" and any(is_inside(Address(address), subnet) for subnet in subnets)
+
+
+def missing_of_eni(setup: EniSetup, link: LinkSeen, observed: Observed) -> tuple[str, ...]:
+    """What an ENI with this link still needs, one word each; empty when it can serve."""
+    missing: list[str] = []
+    if link.mtu != setup.mtu:
+        missing.append("mtu")
+    if not link.is_up:
+        missing.append("up")
+    if setup.rp_filter >= 0 and link.rp_filter not in (-1, setup.rp_filter):
+        missing.append("rp_filter")
+    if not setup.owns_address:
+        return tuple(missing)
+    address = AddressSeen(ifindex=link.ifindex, address=setup.primary, prefix_length=setup.prefix_length)
+    if address not in observed.addresses:
+        missing.append("address")
+    missing.extend("route" for route in eni_routes(setup, link.ifindex) if route not in observed.routes)
+    return tuple(missing)
+
+
+def eni_routes(setup: EniSetup, ifindex: int) -> tuple[Route, ...]:
+    """The routes of an ENI's table, in the order in which the kernel takes them."""
+    return (
+        Route(table=setup.table, dst=host_cidr(setup.gateway), ifindex=ifindex),
+        Route(table=setup.table, dst=DEFAULT_DST, ifindex=ifindex, gateway=setup.gateway),
+    )
+
+
+class _Pods(msgspec.Struct, frozen=True, kw_only=True):
+    links: tuple[LinkSetting, ...]
+    routes: tuple[Route, ...]
+    stale: tuple[RouteRemoval, ...]
+    absent: tuple[PodWiring, ...]
+
+
+def _pods(desired: Desired, observed: Observed) -> _Pods:
+    by_alias = {link.alias: link for link in observed.links if link.kind == "veth" and link.alias}
+    by_dst = {route.dst: route for route in observed.routes if route.table == POD_TABLE}
+    links: list[LinkSetting] = []
+    routes: list[Route] = []
+    absent: list[PodWiring] = []
+    for pod in desired.pods:
+        link = by_alias.get(pod.alias)
+        if link is None:
+            absent.append(pod)
+            continue
+        rp_filter = pod.rp_filter if link.rp_filter not in (-1, pod.rp_filter) else -1
+        if not link.is_up or rp_filter >= 0:
+            links.append(LinkSetting(ifindex=link.ifindex, alias=pod.alias, rp_filter=rp_filter))
+        route = Route(table=POD_TABLE, dst=host_cidr(pod.address), ifindex=link.ifindex)
+        if by_dst.get(route.dst) != route:
+            routes.append(route)
+    # A route to an address with a lease stays, wherever it points: better than none until it is replaced.
+    kept = {host_cidr(pod.address) for pod in desired.pods}
+    stale = tuple(
+        RouteRemoval(table=POD_TABLE, dst=route.dst, ifindex=route.ifindex)
+        for route in sorted(observed.routes)
+        if route.table == POD_TABLE and route.dst not in kept
+    )
+    return _Pods(links=tuple(links), routes=tuple(routes), stale=stale, absent=tuple(absent))
+
+
+def _enis(
+    desired: Desired, observed: Observed
+) -> tuple[tuple[EniSetup, ...], tuple[EniLink, ...], tuple[EniId, ...]]:
+    """ENIs to set up, ready ones, and those without a link."""
+    setups: list[EniSetup] = []
+    ready: list[EniLink] = []
+    missing: list[EniId] = []
+    for setup in desired.enis:
+        link = find_link(observed.links, setup.mac)
+        if link is None:
+            missing.append(setup.eni)
+        elif missing_of_eni(setup, link, observed):
+            setups.append(setup)
+        else:
+            ready.append(EniLink(eni=setup.eni, ifname=link.ifname, ifindex=link.ifindex))
+    return tuple(setups), tuple(ready), tuple(missing)
+
+
+def _connected_routes(
+    desired: Desired, observed: Observed, in_setup: Sequence[EniSetup]
+) -> tuple[RouteRemoval, ...]:
+    """Routes by which main would send the primary's subnet out of a secondary ENI.
+
+    Of ENIs that are set up in this difference the set-up takes them away itself.
+    """
+    removals: list[RouteRemoval] = []
+    for setup in desired.enis:
+        link = find_link(observed.links, setup.mac)
+        if link is None or not setup.owns_address or setup in in_setup:
+            continue
+        route = Route(table=MAIN_TABLE, dst=setup.subnet_cidr, ifindex=link.ifindex)
+        if route in observed.routes:
+            removals.append(RouteRemoval(table=MAIN_TABLE, dst=route.dst, ifindex=route.ifindex))
+    return tuple(removals)
+
+
+def _stale_veths(desired: Desired, observed: Observed) -> tuple[VethRemoval, ...]:
+    kept = {pod.alias for pod in desired.pods}
+    links = [link for link in observed.links if link.alias not in kept]
+    return sweep_links(sorted(links, key=lambda link: link.ifindex)).veths_delete
+
+
+def _nft(desired: Desired, observed: Observed) -> NftTable | None:
+    if desired.nft is None:
+        return None
+    primary = find_link(observed.links, desired.primary_mac)
+    table = nft_table(desired.nft, primary.ifname if primary is not None else "")
+    return None if table.seen == observed.nft else table
 
 
 def wire(lease: LeaseWiring, enis: Sequence[EniWiring], settings: DatapathSettings) -> Difference:
@@ -66,7 +250,7 @@ def unwire(lease: LeaseWiring) -> Difference:
 
 
 def sweep(leases: Sequence[LeaseWiring]) -> Difference:
-    """Delete the host veths that still stand, each by its index *and* alias. Not yet wired ones are skipped."""
+    """Delete the host veths that still stand, each by its index *and* alias; those without index are skipped."""
     return Difference(
         veths_delete=tuple(
             VethRemoval(ifindex=lease.host_ifindex, alias=lease.alias or alias_of(lease.key))

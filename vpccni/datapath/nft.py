@@ -84,9 +84,8 @@ def _body(policy: NftPolicy, chains: list[tuple[str, str, list[str]]]) -> str:
     parts: list[str] = []
     if _uses_direct(policy):
         elements = ", ".join(policy.direct)
-        parts.append(
-            f"\tset direct {{\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements = {{ {elements} }}\n\t}}\n"
-        )
+        kind = "type ipv4_addr\n\t\tflags interval"
+        parts.append(f"\tset direct {{\n\t\t{kind}\n\t\telements = {{ {elements} }}\n\t}}\n")
     for name, hook, lines in chains:
         rules = "".join(f"\t\t{line}\n" for line in lines)
         parts.append(f"\tchain {name} {{\n\t\t{hook}\n{rules}\t}}\n")

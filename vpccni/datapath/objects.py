@@ -95,7 +95,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True, order=True):
-    """One IPv4 unicast route; the default has ``dst`` ``0.0.0.0/0``; without ``gateway`` it is of scope link."""
+    """One IPv4 unicast route (default: ``dst`` ``0.0.0.0/0``); without ``gateway`` it is of scope link."""
 
     table: int
     dst: Cidr
@@ -272,6 +272,14 @@ class EniLink(msgspec.Struct, frozen=True, kw_only=True):
     ifindex: int
 
 
+class LinkSetting(msgspec.Struct, frozen=True, kw_only=True):
+    """A host veth of ours that must be up, with this ``rp_filter`` (-1 leaves it alone)."""
+
+    ifindex: int
+    alias: str
+    rp_filter: int = -1
+
+
 class VethRemoval(msgspec.Struct, frozen=True, kw_only=True):
     """A host veth that may go: only if the link of this index has this alias."""
 
@@ -300,6 +308,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
     ip_forward: bool = False
     enis: tuple[EniSetup, ...] = ()
+    links_set: tuple[LinkSetting, ...] = ()
     rules_add: tuple[Rule, ...] = ()
     routes_set: tuple[Route, ...] = ()
     wire: tuple[PodWiring, ...] = ()
@@ -318,6 +327,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
         return not (
             self.ip_forward
             or self.enis
+            or self.links_set
             or self.rules_add
             or self.routes_set
             or self.wire
