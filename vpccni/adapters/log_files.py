@@ -1,0 +1,376 @@
+"""The files of a log: the database with its -wal, and what stands beside them.
+
+========================  ==========================================================================
+``<log>``                 the SQLite database
+``<log>-wal``, ``-shm``   SQLite's own; the newest events are in the -wal until a checkpoint
+``<log>.lock``            held with flock(2) by the one agent that writes
+``<log>.exists``          says that a log was created here, so that one that vanished is noticed
+``<log>.reserve``         4 MiB of the disk, let go when it is full
+``<log>.quarantine-...``  copies of a log that was found damaged
+``<log>.new``             a log under construction; never has that name when it is used
+========================  ==========================================================================
+
+Every function blocks: the writer calls them on a worker thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import filecmp
+import os
+import shutil
+import sqlite3
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from vpccni.adapters.log_format import LogDamageError
+from vpccni.adapters.log_schema import create_schema
+from vpccni.errors import PermanentError, Reason, TransientError
+
+RESERVE_BYTES: Final = 4 * 1024 * 1024
+"""Room for about a thousand DELs, with their pages in the -wal."""
+
+VOLATILE: Final = {0x01021994: "tmpfs", 0x858458F6: "ramfs", 0x794C7630: "overlay"}
+"""statfs(2) ``f_type`` of filesystems on which a sync promises nothing, or which die with the container."""
+
+_SQLITE_MAGIC: Final = b"SQLite format 3\x00"
+_WAL_HEADER_BYTES: Final = 32
+_FRAME_HEADER_BYTES: Final = 24
+_MARKER_TEXT: Final = (
+    "An event log was created in this directory. While this file is here, a log that is missing or empty is\n"
+    "taken for lost and not replaced. Remove this file (and what is left of the log) to start anew.\n"
+)
+
+
+class LogFiles:
+    """Paths of one log, the lock over them, and the care for its surroundings."""
+
+    def __init__(self, path: Path) -> None:
+        self.main = path
+        self.wal = path.with_name(path.name + "-wal")
+        self.shm = path.with_name(path.name + "-shm")
+        self.lock = path.with_name(path.name + ".lock")
+        self.marker = path.with_name(path.name + ".exists")
+        self.reserve = path.with_name(path.name + ".reserve")
+        self._new = path.with_name(path.name + ".new")
+        self._lock_fd = -1
+
+    # --- who may write -----------------------------------------------------------------------------
+
+    def acquire(self) -> None:
+        """Take the lock. Idempotent.
+
+        Raises:
+            PermanentError: ``log_in_use``.
+        """
+        if self._lock_fd >= 0:
+            return
+        fd = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            raise PermanentError(Reason.LOG_IN_USE, f"{self.lock} is locked by another process") from error
+        self._lock_fd = fd
+
+    def release(self) -> None:
+        """Give the lock back. Idempotent."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    # --- where it lies -----------------------------------------------------------------------------
+
+    def prepare_directory(self, *, volatile_ok: bool) -> None:
+        """Make the directory, and see that it is on a disk.
+
+        Raises:
+            PermanentError: ``log_volatile``.
+        """
+        directory = self.main.parent
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        kind = VOLATILE.get(_filesystem_magic(directory))
+        if kind and not volatile_ok:
+            raise PermanentError(Reason.LOG_VOLATILE, f"{directory} is on {kind}")
+
+    def is_fresh(self) -> bool:
+        """Whether there is no log and none is missed.
+
+        Raises:
+            LogDamageError: There was one, and it is gone or empty.
+        """
+        anew = (
+            f"to start anew, remove {self.marker.name} and every other file of the log in {self.main.parent}"
+        )
+        try:
+            size = self.main.stat().st_size
+        except FileNotFoundError:
+            if self.marker.exists():
+                raise LogDamageError(f"the log that was here is gone; {anew}") from None
+            if self.wal.exists() and self.wal.stat().st_size:
+                raise LogDamageError(f"the log is gone, only its -wal is left; {anew}") from None
+            return True
+        if size == 0:
+            raise LogDamageError(f"the file is empty; {anew}")
+        with self.main.open("rb") as file:
+            if file.read(len(_SQLITE_MAGIC)) != _SQLITE_MAGIC:
+                raise LogDamageError(f"the file is not an SQLite database; {anew}")
+        return False
+
+    def create(self) -> None:
+        """Make an empty log under another name and put it in place when it is durable.
+
+        Raises:
+            TransientError: ``log_disk_full``; nothing was put in place.
+        """
+        self._remove_new()
+        try:
+            connection = sqlite3.connect(self._new, isolation_level=None)
+            try:
+                connection.execute("PRAGMA synchronous = OFF")  # synced below, once
+                create_schema(connection)
+                connection.execute("PRAGMA journal_mode = WAL")
+            finally:
+                connection.close()
+            _sync(self._new)
+        except (sqlite3.Error, OSError) as error:
+            self._remove_new()
+            if is_no_space(error):
+                raise TransientError(Reason.LOG_DISK_FULL, f"no room for a new log: {error}") from error
+            raise PermanentError(Reason.LOG_WRITE_FAILED, f"a new log cannot be made: {error}") from error
+        # A -wal of nobody would be taken for the new log's own.
+        self.wal.unlink(missing_ok=True)
+        self.shm.unlink(missing_ok=True)
+        self._new.rename(self.main)
+        _sync(self.main.parent)
+
+    def _remove_new(self) -> None:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            self._new.with_name(self._new.name + suffix).unlink(missing_ok=True)
+
+    def mark(self) -> None:
+        """Leave the durable word that a log exists here. Idempotent; a full disk is no reason to fail."""
+        if self.marker.exists():
+            return
+        with contextlib.suppress(OSError):
+            self.marker.write_text(_MARKER_TEXT, encoding="ascii")
+            _sync(self.marker)
+            _sync(self.marker.parent)
+
+    # --- when the disk is full ---------------------------------------------------------------------
+
+    def restore_reserve(self) -> bool:
+        """Whether the reserve is there, after trying to take it (back).
+
+        It is taken only when as much again stays free: DELs come first.
+        """
+        with contextlib.suppress(OSError):
+            if self.reserve.stat().st_size >= RESERVE_BYTES:
+                return True
+        try:
+            space = os.statvfs(self.main.parent)
+            if space.f_bavail * space.f_frsize < 2 * RESERVE_BYTES:
+                return False
+            fd = os.open(self.reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, RESERVE_BYTES)
+            finally:
+                os.close(fd)
+        except OSError:
+            self.release_reserve()
+            return False
+        return True
+
+    def release_reserve(self) -> bool:
+        """Give the reserve's blocks to the log; whether there was one to give."""
+        try:
+            self.reserve.unlink()
+        except OSError:
+            return False
+        return True
+
+    # --- when it is damaged ------------------------------------------------------------------------
+
+    def quarantine(self) -> str:
+        """Copy the log, with its -wal, durably aside; the originals stay as they are.
+
+        The same damage is copied once only, or a restarting agent would fill the disk.
+
+        Returns:
+            What was done, for the message.
+        """
+        originals = [one for one in (self.main, self.wal) if one.exists()]
+        if not originals:
+            return "there was nothing to copy"
+        for known in sorted(self.main.parent.glob(f"{self.main.name}.quarantine-*Z*")):
+            if not known.name.endswith("-wal") and self._is_copy(known):
+                return f"a copy is kept as {known.name}"
+        copy = self._quarantine_name()
+        try:
+            for original in originals:
+                target = copy.with_name(copy.name + original.name[len(self.main.name) :])
+                shutil.copyfile(original, target)
+                _sync(target)
+            _sync(copy.parent)
+        except OSError as error:
+            for suffix in ("", "-wal"):
+                copy.with_name(copy.name + suffix).unlink(missing_ok=True)
+            return f"no copy could be made: {error}"
+        return f"a copy is kept as {copy.name}"
+
+    def _quarantine_name(self) -> Path:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        name = self.main.with_name(f"{self.main.name}.quarantine-{stamp}")
+        count = 1
+        while name.exists() or name.with_name(name.name + "-wal").exists():
+            count += 1
+            name = self.main.with_name(f"{self.main.name}.quarantine-{stamp}.{count}")
+        return name
+
+    def _is_copy(self, known: Path) -> bool:
+        for original, suffix in ((self.main, ""), (self.wal, "-wal")):
+            copy = known.with_name(known.name + suffix)
+            if original.exists() != copy.exists():
+                return False
+            if original.exists() and not filecmp.cmp(original, copy, shallow=False):
+                return False
+        return True
+
+    # --- the -wal ----------------------------------------------------------------------------------
+
+    def wal_bytes(self) -> int:
+        """Size of the -wal; 0 when there is none."""
+        try:
+            return self.wal.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def renew_wal(self) -> None:
+        """Write the -wal anew, into a file of its own. Nobody may have the database open.
+
+        After a failed sync the kernel takes the pages for clean, so a second sync of the same file promises
+        nothing. What is read back here is written and synced for the first time.
+
+        Raises:
+            OSError: The disk does not take it; the old -wal is in place.
+        """
+        if not self.wal_bytes():
+            return
+        fresh = self.wal.with_name(self.wal.name + ".renewed")
+        try:
+            shutil.copyfile(self.wal, fresh)
+            _sync(fresh)
+            fresh.rename(self.wal)
+        finally:
+            fresh.unlink(missing_ok=True)
+        _sync(self.wal.parent)
+
+    def check_wal(self, held: contextlib.ExitStack) -> bool:
+        """See that SQLite took the -wal as far as it was committed. Call while a read transaction is open.
+
+        SQLite passes silently over everything after the first bad frame. One transaction that was torn by
+        power loss is allowed there; a second one with its commit proves that the first had been synced, hence
+        that a committed frame was damaged. (Damage to the very last transaction looks like a torn one.)
+
+        Args:
+            held: Must be closed after the connection is: closing a descriptor of the wal-index drops this
+                process's locks on it (fcntl(2)), under which SQLite maps it.
+
+        Returns:
+            Whether a torn transaction is there; a checkpoint should clear it away.
+
+        Raises:
+            LogDamageError: Committed events are lost.
+        """
+        size = self.wal_bytes()
+        if size <= _WAL_HEADER_BYTES:
+            return False
+        with self.wal.open("rb") as file:
+            header = file.read(_WAL_HEADER_BYTES)
+            if not any(header):
+                return False  # Its very first write was torn: nothing was committed in it.
+            if not _is_wal_header(header):
+                raise LogDamageError("the header of the -wal is damaged: what it holds cannot be read")
+            (page,) = struct.unpack_from(">I", header, 8)
+            frame = _FRAME_HEADER_BYTES + page
+            at = _WAL_HEADER_BYTES + self._frames_taken(held) * frame
+            commits = sum(
+                _commits(file.fileno(), header[16:24], range(at, size - _FRAME_HEADER_BYTES, frame))
+            )
+        if commits > 1:
+            raise LogDamageError(
+                f"a frame of the -wal is damaged: {commits} transactions after it cannot be read"
+            )
+        return commits == 1
+
+    def _frames_taken(self, held: contextlib.ExitStack) -> int:
+        """``mxFrame`` of the wal-index (SQLite "WAL-mode file format", section 2.1; in native byte order)."""
+        fd = os.open(self.shm, os.O_RDONLY | os.O_CLOEXEC)
+        held.callback(os.close, fd)
+        head = os.pread(fd, 48, 0)
+        return int(struct.unpack_from("=I", head, 16)[0]) if len(head) == 48 else 0
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that cannot write, not even by closing: the -wal is left as it is."""
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    try:
+        connection.execute("PRAGMA busy_timeout = 250")
+        yield connection
+    finally:
+        connection.close()
+
+
+def is_no_space(error: BaseException) -> bool:
+    """Whether an error of the operating system or of SQLite means a full disk (or quota)."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+
+
+def _sync(path: Path) -> None:
+    """Fsync a file or a directory."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _filesystem_magic(directory: Path) -> int:
+    """``f_type`` of statfs(2), which the standard library leaves out."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(512)  # struct statfs is at most 120 bytes
+    if libc.statfs(os.fsencode(directory), buffer) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(directory))
+    # A long on every platform that we build for; the upper half is sign extension on some.
+    return int(ctypes.c_long.from_buffer(buffer).value) & 0xFFFFFFFF
+
+
+def _commits(fd: int, salts: bytes, places: range) -> Iterator[bool]:
+    """For each frame of the -wal's present generation: does it end a transaction?"""
+    for at in places:
+        head = os.pread(fd, _FRAME_HEADER_BYTES, at)
+        if head[8:16] == salts:
+            yield head[4:8] != b"\0\0\0\0"
+
+
+def _is_wal_header(header: bytes) -> bool:
+    """Magic and checksum of a -wal header (SQLite file format, section 4.1)."""
+    magic, *_ = struct.unpack_from(">I", header)
+    if magic not in (0x377F0682, 0x377F0683):
+        return False
+    words = struct.unpack_from(">6I" if magic & 1 else "<6I", header)
+    first = second = 0
+    for even, odd in zip(words[::2], words[1::2], strict=True):
+        first = (first + even + second) & 0xFFFFFFFF
+        second = (second + odd + first) & 0xFFFFFFFF
+    return struct.unpack_from(">2I", header, 24) == (first, second)
