@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -26,6 +26,8 @@ from vpccni.model import (
     parse_cidr,
 )
 
+ClientOpener = Callable[..., Awaitable[Any]]
+"""Builds the SDK's client; takes the arguments of :func:`vpccni.adapters.ec2.sdk.open_client`."""
 CallHook = Callable[[str, float, str], None]
 """Told after each call: action, seconds, outcome (``ok``, EC2's error code, or the SDK's error name)."""
 
@@ -83,6 +85,7 @@ class AwsEc2:
         endpoint: str = "",
         timeout_s: float = 15.0,
         on_call: CallHook | None = None,
+        opener: ClientOpener = open_client,
     ) -> None:
         """Remember the settings; nothing is opened.
 
@@ -92,6 +95,7 @@ class AwsEc2:
             endpoint: URL; empty: the SDK's own choice (``AWS_ENDPOINT_URL_EC2``, ``AWS_ENDPOINT_URL``, AWS).
             timeout_s: How long a reply may take, in seconds.
             on_call: Told of each call's end, in the event loop; must not raise.
+            opener: Builds the client; simulations put a region in its place.
         """
         self.calls: dict[str, int] = defaultdict(int)
         self._region = region
@@ -99,6 +103,7 @@ class AwsEc2:
         self._endpoint = endpoint
         self._timeout_s = timeout_s
         self._on_call = on_call
+        self._opener = opener
         self._client: Any = None
         self._opening = asyncio.Lock()
         self._is_closed = False
@@ -127,7 +132,7 @@ class AwsEc2:
             if not region:
                 raise TransientError(Reason.EC2_UNREACHABLE, "no region is known: AWS_REGION is not set", 1.0)
             try:
-                self._client = await open_client(
+                self._client = await self._opener(
                     region=region, endpoint=self._endpoint, timeout_s=self._timeout_s, before_send=_mark_sent
                 )
             except (VpccniError, asyncio.CancelledError):
