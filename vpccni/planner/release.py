@@ -53,7 +53,7 @@ def _first_rested(eni: EniView, count: int) -> tuple[RestedCidr, ...]:
 
 
 def is_removable(eni: EniView, policy: PoolPolicy) -> bool:
-    """Whether the ENI itself could go: ours to remove, old enough, and nothing on it in use or resting."""
+    """Whether the ENI itself could go: ours to remove, old enough, and all that it holds has rested."""
     return (
         eni.can_shrink
         and not eni.is_primary
@@ -62,6 +62,7 @@ def is_removable(eni: EniView, policy: PoolPolicy) -> bool:
         and (eni.is_usable or eni.is_excluded)
         and eni.age_s >= policy.min_eni_age_s
         and eni.assigned == eni.resting == eni.blocked == eni.pending == 0
+        and len(eni.rested) == eni.owned
     )
 
 
@@ -107,7 +108,7 @@ def releases(
     gone_ids = {eni.id for eni in gone}
     steps: list[ReleaseCidrs] = []
     for eni in sorted(enis, key=_emptiest_first):
-        if eni.id in gone_ids or not eni.can_shrink or eni.is_leaving or eni.pending:
+        if eni.id in gone_ids or eni.is_leaving or eni.pending:
             continue
         if eni.is_usable:
             cidrs = _first_rested(eni, over)

@@ -18,7 +18,7 @@ class EniView(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         id: The ENI; a name of the caller's choice while EC2 has not yet given one.
         device: Device index; orders ENIs that are otherwise alike.
-        is_primary: Never removed. Its CIDRs may be given back like those of any other.
+        is_primary: Never removed; its CIDRs are given back like those of any other.
         is_usable: Its free addresses can be assigned to pods: link ready, not suspected, not excluded, not
             being detached.
         is_coming: Being created or attached, or its link is awaited: ``owned`` counts as supply, as it will
@@ -29,7 +29,8 @@ class EniView(msgspec.Struct, frozen=True, kw_only=True):
             for instead of creating another ENI. Implied by ``pending`` and by ``is_coming``.
         is_leaving: Being detached or deleted: its place will be free soon.
         can_grow: An assign may be intended now (no open intent on it, no trunk, breaker closed).
-        can_shrink: A release or a removal may be intended now (no open intent on it, no trunk, no EFA).
+        can_shrink: The ENI itself may be removed now (no open intent on it, no trunk, no EFA). What of its
+            CIDRs may be given back says ``rested``.
         slots: CIDRs that it may hold beside its own address; 0 for a trunk and an unusable primary.
         owned: CIDRs that it holds, suspected ones included.
         pending: CIDRs that an open intent is assigning to it.
@@ -38,7 +39,8 @@ class EniView(msgspec.Struct, frozen=True, kw_only=True):
         resting_soon: Of these, the ones whose cooldown ends before EC2 could deliver another address.
         blocked: Addresses that are neither assignable nor resting: suspected, veth still standing, under
             release.
-        rested: Free, past their cooldown and not blocked, in the order in which to give them back.
+        rested: Free, past their cooldown and not blocked, in the order in which to give them back; empty
+            while an open intent on the ENI forbids releases.
         age_s: Seconds since it was attached.
     """
 

@@ -196,7 +196,7 @@ def prospect(
     Returns:
         Possible if enough addresses are free, resting, being assigned or coming, or enough can still be
         brought. Refused with the first of: what forbids all changes, max pods, what blocks the room that
-        there is, the full instance.
+        there is, the full instance. An ADD beyond max pods is refused even if a whole ENI brings one for it.
     """
     tally = tally_of(enis, policy)
     stock = sum(
