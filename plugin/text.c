@@ -18,7 +18,7 @@ static void text_reserve(struct text *t, size_t more)
                                     "free memory on this node\",\"details\":\"\"}\n";
     if (more < t->room - t->length) /* less than, so that the NUL fits too */
         return;
-    size_t room = 2 * t->room + more + 1; /* a few MiB at most: stdin, environment and answer are bounded */
+    size_t room = 2 * (t->room + more) + 1; /* some MiB at most: stdin, environment and answer are bounded */
     char *at = realloc(t->at, room);
     if (at == NULL) {
         write_all(STDOUT_FILENO, no_memory, sizeof no_memory - 1, NEVER);
