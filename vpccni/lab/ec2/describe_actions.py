@@ -21,11 +21,27 @@ def describe_network_interfaces(world: World, request: Request) -> Reply:
     """EC2 DescribeNetworkInterfaces. One unknown id fails the whole call, as in EC2."""
     params = request.params
     found = filters.select(_eni_candidates(world, params), params, filters.ENI_FILTERS)
+    lag_s = world.describe_lag_s
+    if lag_s > 0:
+        found = _visible(found, request.now - lag_s, is_by_id=bool(params.get("NetworkInterfaceIds")))
     found, token = filters.page(found, params, lambda eni: eni.number, "NetworkInterfaceIds", 1000)
     account_id = world.account_id
+    if lag_s > 0:
+        shown = [entities.eni_as_of(eni, request.now - lag_s) for eni in found]
+        return _with_token({"NetworkInterfaces": shown}, token)
     return _with_token(
         {"NetworkInterfaces": [eni.rendered or entities.render_eni(eni, account_id) for eni in found]}, token
     )
+
+
+def _visible(enis: list[Eni], instant: float, *, is_by_id: bool) -> list[Eni]:
+    seen = []
+    for eni in enis:
+        if entities.eni_as_of(eni, instant) is not None:
+            seen.append(eni)
+        elif is_by_id:
+            raise errors.eni_not_found(eni.id)
+    return seen
 
 
 def _eni_candidates(world: World, params: Mapping[str, Any]) -> list[Eni]:

@@ -37,6 +37,7 @@ def create_network_interface(world: World, request: Request) -> Reply:
     tags = _tags_of(params.get("TagSpecifications") or ())
     eni = new_eni(world, request, subnet, groups)
     eni.tags.update(tags)
+    world.changed(eni, request.now)
     reply: Reply = {"NetworkInterface": render_eni(eni, world.account_id)}
     if token:
         reply["ClientToken"] = token
@@ -323,7 +324,7 @@ def create_tags(world: World, request: Request) -> Reply:
     for resource in resources:
         resource.tags.update(tags)
         if isinstance(resource, Eni):
-            resource.rendered = None
+            world.changed(resource, request.now)
     return {}
 
 
@@ -339,5 +340,5 @@ def delete_tags(world: World, request: Request) -> Reply:
             if "Value" not in tag or resource.tags.get(key) == tag["Value"]:
                 resource.tags.pop(key, None)
         if isinstance(resource, Eni):
-            resource.rendered = None
+            world.changed(resource, request.now)
     return {}

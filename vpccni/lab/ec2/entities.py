@@ -8,6 +8,7 @@ An ENI's life, in EC2's words (status / attachment status)::
     delete: only from ``available``
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import IPv4Network
@@ -17,6 +18,8 @@ from vpccni.lab.ec2.subnet import AddressBook
 from vpccni.lab.ec2.types import InstanceType
 
 Rendered = dict[str, Any]
+
+_KEPT_PAST = 16  # changes of one ENI within a describe lag of seconds
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,8 +73,8 @@ class Attachment:
 class Eni:
     """A network interface.
 
-    ``number`` is its place in the order of creation; ``rendered`` is its output shape, dropped on every
-    change.
+    ``number`` is its place in the order of creation; ``rendered`` is its output shape, made anew on every
+    change; ``past`` holds the last few of those with their instants, oldest first.
     """
 
     id: str
@@ -89,6 +92,7 @@ class Eni:
     source_dest_check: bool = True
     created_at: float = 0.0
     rendered: Rendered | None = None
+    past: deque[tuple[float, Rendered]] = field(default_factory=lambda: deque(maxlen=_KEPT_PAST))
 
     @property
     def status(self) -> str:
@@ -177,6 +181,14 @@ def render_time(instant: float) -> datetime:
 def render_groups(groups: list[SecurityGroup]) -> list[dict[str, str]]:
     """Return security groups as EC2 refers to them."""
     return [{"GroupId": group.id, "GroupName": group.name} for group in groups]
+
+
+def eni_as_of(eni: Eni, instant: float) -> Rendered | None:
+    """Return the ENI as it was then, None if it did not exist; its oldest known look if that is forgotten."""
+    for at, rendered in reversed(eni.past):
+        if at <= instant:
+            return rendered
+    return eni.past[0][1] if len(eni.past) == _KEPT_PAST else None
 
 
 def _render_attachment(attachment: Attachment, account_id: str) -> Rendered:

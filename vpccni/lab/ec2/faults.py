@@ -117,8 +117,7 @@ class FaultPlan:
                 armed.skip -= 1
             elif hit is None:
                 hit = armed.fault
-                if armed.left != FOR_EVER:
-                    armed.left -= 1
+                armed.left -= 1  # from FOR_EVER on it never meets 0
         if hit is not None:
             self._armed = [armed for armed in self._armed if armed.left != 0]
             return hit

@@ -57,8 +57,7 @@ class Alarm:
 
     def _ring(self) -> None:
         self._cancel()
-        self._region.advance(self._clock())
-        self._set()
+        self._region.advance(self._clock())  # calls _set if anything else is pending
 
     def _cancel(self) -> None:
         if self._timer is not None:

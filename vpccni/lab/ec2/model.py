@@ -35,7 +35,8 @@ ActionFunction = Callable[[World, Request], Reply]
 
 ACCOUNT_ID: Final = "000000000000"
 
-# What a call costs in a real region, measured from an instance in it; for demo and benchmarks.
+# The latencies that the demo and the benchmarks are stated for (create, attach, assign, describe); the other
+# figures are of the same order, not measured.
 REALISTIC_LATENCY_S: Final[Mapping[str, float]] = {
     "CreateNetworkInterface": 0.6,
     "AttachNetworkInterface": 1.2,
@@ -154,6 +155,9 @@ class Region:
         imds: The metadata service, its lag and its faults.
         journal: Every call that arrived.
         latency_s: Seconds by action, ``*`` for the others; empty means none.
+
+    ``world.describe_lag_s`` makes DescribeNetworkInterfaces show each ENI as it was that many seconds ago,
+    and not at all when it is younger; filters and deletions are not delayed.
     """
 
     def __init__(

@@ -10,7 +10,16 @@ from typing import Any
 
 from vpccni.lab.ec2 import errors
 from vpccni.lab.ec2.agenda import Agenda
-from vpccni.lab.ec2.entities import Attachment, Eni, Instance, SecurityGroup, Subnet, Taggable, Vpc
+from vpccni.lab.ec2.entities import (
+    Attachment,
+    Eni,
+    Instance,
+    SecurityGroup,
+    Subnet,
+    Taggable,
+    Vpc,
+    render_eni,
+)
 from vpccni.lab.ec2.identity import IdSource
 from vpccni.lab.ec2.imds_history import ImdsHistory
 from vpccni.lab.ec2.link_events import AddressesChanged, LinkEvent, LinkPlugged, LinkUnplugged
@@ -66,6 +75,7 @@ class World:
         self.account_id = account_id
         self.ids = IdSource(seed)
         self.timing = Timing()
+        self.describe_lag_s = 0.0
         self.agenda = Agenda()
         self.history = ImdsHistory()
         self.vpcs: dict[str, Vpc] = {}
@@ -155,7 +165,7 @@ class World:
 
     def changed(self, eni: Eni, now: float, *, addresses: bool = False) -> None:
         """Note that an ENI changed; tell the fabric when it is what the ENI owns that changed."""
-        eni.rendered = None
+        self._look_again(eni, now)
         instance = eni.instance
         if instance is not None:
             self.history.record(instance, now)
@@ -208,6 +218,10 @@ class World:
         eni.subnet.addresses.give_back_prefixes(tuple(eni.prefixes))
         del self.enis[eni.id]
 
+    def _look_again(self, eni: Eni, now: float) -> None:
+        eni.rendered = None
+        eni.past.append((now, render_eni(eni, self.account_id)))
+
     def _attached(self, eni: Eni, attachment: Attachment, at: float) -> None:
         if eni.attachment is attachment and attachment.status == "attaching":
             attachment.status = "attached"
@@ -219,7 +233,7 @@ class World:
             return
         self._unplug(eni, attachment, at)
         eni.attachment = None
-        eni.rendered = None
+        self._look_again(eni, at)
         attachment.instance.enis.pop(eni.id, None)
         del self.eni_of_attachment[attachment.id]
 

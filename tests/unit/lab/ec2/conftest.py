@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vpccni.lab.ec2 import Ec2Fault, small_region
+from vpccni.lab.ec2 import Ec2Fault, LinkEvent, small_region
 
 
 class Bench(SimpleNamespace):
@@ -14,7 +14,7 @@ class Bench(SimpleNamespace):
         super().__init__()
         self.region = small_region(7, **settings)
         self.subnet_a, self.subnet_b = self.region.world.subnets.values()
-        self.events = []
+        self.events: list[LinkEvent] = []
         self.region.subscribe(self.events.append)
         self.instance = self.region.launch_instance(self.subnet_a.id, instance_type, now=0.0)
 

@@ -247,6 +247,8 @@ def test_addresses_and_prefixes_share_the_slots_that_the_type_allows(bench):
     assert len(reply["AssignedIpv4Prefixes"]) == 3
     too_many = {"NetworkInterfaceId": eni_id, "SecondaryPrivateIpAddressCount": 2}
     assert bench.refused("AssignPrivateIpAddresses", **too_many).code == "PrivateIpAddressLimitExceeded"
+    too_many = {"NetworkInterfaceId": eni_id, "Ipv4PrefixCount": 2}
+    assert bench.refused("AssignPrivateIpAddresses", **too_many).code == "PrivateIpAddressLimitExceeded"
     bench.ok("AssignPrivateIpAddresses", NetworkInterfaceId=eni_id, SecondaryPrivateIpAddressCount=1)
 
 
@@ -325,8 +327,7 @@ def test_pages_show_every_eni_once_even_when_some_are_deleted_in_between(bench):
     ids = [bench.create()["NetworkInterfaceId"] for _ in range(12)]
     seen, token = [], None
     while True:
-        extra = {"NextToken": token} if token else {}
-        reply = bench.ok("DescribeNetworkInterfaces", MaxResults=5, **extra)
+        reply = bench.ok("DescribeNetworkInterfaces", MaxResults=5, NextToken=token)
         batch = [eni["NetworkInterfaceId"] for eni in reply["NetworkInterfaces"]]
         seen += batch
         for eni_id in batch:
@@ -403,6 +404,23 @@ def test_instance_types_tell_limits_cards_and_hypervisor(bench):
     assert big["NetworkInfo"]["MaximumNetworkInterfaces"] == 60
     everything = bench.ok("DescribeInstanceTypes")["InstanceTypes"]
     assert {t["InstanceType"] for t in everything} == set(INSTANCE_TYPES)
+
+
+def test_a_lagging_describe_shows_enis_as_they_were_and_new_ones_not_yet(bench):
+    bench.region.world.describe_lag_s = 3.0
+    eni_id = bench.create(10.0)["NetworkInterfaceId"]
+    bench.ok("AssignPrivateIpAddresses", 20.0, NetworkInterfaceId=eni_id, SecondaryPrivateIpAddressCount=2)
+    bench.region.world.describe_lag_s = 0.0
+    assert len(bench.addresses(eni_id, 20.0)) == 3
+    bench.region.world.describe_lag_s = 3.0
+    young = bench.create(21.0)["NetworkInterfaceId"]
+    assert len(bench.addresses(eni_id, 22.9)) == 1
+    assert len(bench.addresses(eni_id, 23.0)) == 3
+    assert bench.refused("DescribeNetworkInterfaces", 23.9, NetworkInterfaceIds=[young]).code.endswith(
+        "NotFound"
+    )
+    assert len(bench.ok("DescribeNetworkInterfaces", 23.9)["NetworkInterfaces"]) == 2
+    assert bench.describe(young, 24.0)["NetworkInterfaceId"] == young
 
 
 # Changing and tagging ----------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_random_traffic_never_gives_an_address_two_holders_and_never_loses_one()
     """A plain set says what is held; the book must agree after each of 2,000 steps."""
     chance = random.Random(3)
     book = AddressBook(IPv4Network("10.0.0.0/25"))
-    held = set()
+    held: set[str] = set()
     for _ in range(2000):
         if chance.random() < 0.5 and book.free_count:
             new = book.take(chance.randint(1, min(4, book.free_count)), "eni-1")
