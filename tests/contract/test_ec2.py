@@ -73,7 +73,7 @@ async def _answer_by_moto(request: web.Request) -> web.Response:
 @lru_cache(maxsize=1)
 def _moto_client() -> Any:
     """boto3 with moto in place of the network; made once, for it takes a second."""
-    import boto3
+    import boto3  # type: ignore[import-untyped]
     from botocore.awsrequest import AWSResponse
     from moto.core.botocore_stubber import BotocoreStubber, MockRawResponse
 

@@ -11,6 +11,7 @@ import asyncio
 import gzip
 import os
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import Any, Final
 
 import msgspec
@@ -149,8 +150,9 @@ def _load_session() -> Any:
     return session
 
 
+@cache
 def _load_lean(file_path: str) -> dict[str, Any] | None:
-    """The lean form of a botocore data file; ``None`` for files that are not big."""
+    """The lean form of a botocore data file, read once; ``None`` for files that are not big."""
     folder, kind = os.path.split(file_path)
     if kind == "service-2" and os.path.basename(os.path.dirname(folder)) == "ec2":
         packed = file_path + ".json.gz"
