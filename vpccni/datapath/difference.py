@@ -250,7 +250,7 @@ def unwire(lease: LeaseWiring) -> Difference:
 
 
 def sweep(leases: Sequence[LeaseWiring]) -> Difference:
-    """Delete the host veths that still stand, each by its index *and* alias; those without index are skipped."""
+    """Delete the host veths that still stand, each by its index *and* alias (without index: skipped)."""
     return Difference(
         veths_delete=tuple(
             VethRemoval(ifindex=lease.host_ifindex, alias=lease.alias or alias_of(lease.key))

@@ -8,8 +8,9 @@ from typing import Final
 from vpccni.datapath.numbers import NFT_FAMILY, NFT_TABLE
 from vpccni.datapath.objects import NftPolicy, NftSeen, NftTable
 
-COMMENT_PREFIX: Final = "vpccni "
-"""What the table's comment starts with; a digest follows."""
+STATE_PREFIX: Final = "made_from_"
+"""An empty chain of this name and a digest says what the table was made from. (A comment would do, but old
+kernels drop a table's comment, and nft's JSON leaves it out.)"""
 _DIGEST_DIGITS: Final = 32
 _PORTS: Final = {"prng": " fully-random", "hashrandom": " random", "none": ""}
 
@@ -38,7 +39,7 @@ def nft_table(policy: NftPolicy, primary_ifname: str) -> NftTable:
         f"table {table}\n"
         f"delete table {table}\n"
         f"table {table} {{\n"
-        f'\tcomment "{COMMENT_PREFIX}{digest}"\n'
+        f"\tchain {STATE_PREFIX}{digest} {{\n\t}}\n"
         f"{body}"
         "}\n"
     )

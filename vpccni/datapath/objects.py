@@ -137,7 +137,7 @@ class NftSeen(msgspec.Struct, frozen=True, kw_only=True):
     """Our nft table, as far as one has to look to see whether it is the one that we would write.
 
     Attributes:
-        digest: What the table's comment says it was made from; empty when there is no table of ours.
+        digest: What the table says it was made from; empty when there is no table of ours.
         rules, elements: How many rules and set elements are really in it.
     """
 

@@ -1,0 +1,326 @@
+"""The node's network stack through rtnetlink and nft: the real :class:`vpccni.ports.Kernel`.
+
+Theory of operation. A netlink send runs the kernel's handler on the calling thread, under one lock for the
+whole machine, so nothing is sent from the event loop. Two sets of threads serve: *wirers*, a few, do what a
+CNI call waits for (wire, unwire, probe); the *caretaker*, one, does what may be slow (dumps, deleting veths,
+ENIs, nft). Each thread lives in the node's namespace, keeps one socket open there, and visits a pod's
+namespace only to open a socket in it.
+
+An operation that has begun is not abandoned: when its caller is cancelled, it is waited for (a millisecond
+or so), a sandbox that it has wired is unwired again, and only then the cancellation goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from typing import Final, Self, TypeVar
+
+from vpccni.adapters import kernel_links, kernel_node, nftables
+from vpccni.adapters.kernel_netns import OWN_NETNS, setns
+from vpccni.adapters.kernel_wiring import Fault, SandboxWirer, add_rule, delete_route, delete_rule
+from vpccni.adapters.netlink import NetlinkSocket
+from vpccni.adapters.netlink_route import RTM_NEWROUTE, SET, route
+from vpccni.datapath.objects import (
+    Applied,
+    Difference,
+    LinkChange,
+    LinkSeen,
+    Observed,
+    PodWiring,
+    Probed,
+    SandboxSeen,
+)
+from vpccni.errors import PermanentError, Reason, VpccniError
+from vpccni.model import EniId, LeaseId
+
+_WIRERS: Final = 4
+"""The kernel's lock serialises most of the work; more threads than this only queue inside the kernel."""
+
+_VETHS_AT_ONCE: Final = 32
+"""How many veths go in one transaction: a bound for how long the kernel's lock is held."""
+
+T = TypeVar("T")
+
+
+class NetlinkKernel:
+    """See :class:`vpccni.ports.Kernel` for the contract. Made by :meth:`open`."""
+
+    def __init__(self, home: int, fault: Fault | None, wirers: int) -> None:
+        self._home = home
+        self._fault = fault
+        self._own = threading.local()
+        self._sockets: list[NetlinkSocket] = []
+        self._sockets_lock = threading.Lock()
+        self._is_closed = False
+        self._wirers = ThreadPoolExecutor(wirers, "kernel-wirer", self._settle)
+        self._caretaker = ThreadPoolExecutor(1, "kernel-caretaker", self._settle)
+
+    @classmethod
+    async def open(
+        cls, netns: str | None = None, *, fault: Fault | None = None, wirers: int = _WIRERS
+    ) -> Self:
+        """Open the network stack of the node.
+
+        Args:
+            netns: Path of the node's network namespace; ``None`` for that of the calling thread (which is
+                where an agent lives).
+            fault: Called with the name of each wiring step before it is done (tests).
+            wirers: How many sandboxes are worked on at once.
+
+        Raises:
+            PermanentError: ``kernel_refused``: the namespace cannot be opened or entered.
+        """
+        try:
+            home = os.open(netns or OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise kernel_node.as_error("open_netns", error) from error
+        kernel = cls(home, fault, wirers)
+        try:
+            await kernel._finish(kernel._caretaker.submit(lambda: None))
+        except BrokenExecutor as error:
+            await kernel.close()
+            detail = f"cannot enter the node's namespace {netns or OWN_NETNS}; CAP_SYS_ADMIN is needed"
+            raise PermanentError(Reason.KERNEL_REFUSED, detail) from error
+        return kernel
+
+    def _settle(self) -> None:
+        """First thing on each thread: go to the node's namespace and open the thread's socket there."""
+        setns(self._home)
+        self._own.host = NetlinkSocket()
+        with self._sockets_lock:
+            self._sockets.append(self._own.host)
+
+    @property
+    def _host(self) -> NetlinkSocket:
+        host: NetlinkSocket = self._own.host
+        return host
+
+    async def observe(self) -> Observed:
+        """Read everything that concerns us: the only dump there is, off the loop.
+
+        Raises:
+            PermanentError: ``kernel_refused``.
+        """
+        return await self._finish(self._caretaker.submit(self._observe))
+
+    def _observe(self) -> Observed:
+        try:
+            return kernel_node.observe(self._host, nftables.read())
+        except OSError as error:
+            raise kernel_node.as_error("observe", error) from error
+
+    async def apply(self, difference: Difference) -> Applied:
+        """Bring the kernel nearer to what is desired; see the port.
+
+        The parts are done in the order of the fields of :class:`Difference`. One that fails does not keep
+        the others from being done; the first error is raised at the end.
+
+        Raises:
+            PermanentError: ``kernel_refused``, ``netns_gone``, ``interface_exists``.
+        """
+        outcome = _Outcome(difference)
+        if _has_node_part(difference):
+            await self._finish(self._caretaker.submit(self._apply_node, difference, outcome))
+        if difference.wire:
+            await self._wire_all(difference.wire, outcome)
+        if difference.nft is not None:
+            load = functools.partial(nftables.load, difference.nft)
+            await self._finish(self._caretaker.submit(outcome.attempt, "nft", load))
+        if difference.routes_delete or difference.rules_delete:
+            await self._finish(self._wirers.submit(self._apply_deletions, difference, outcome))
+        if difference.veths_delete:
+            await self._finish(self._caretaker.submit(self._remove_veths, difference, outcome))
+        if difference.probe:
+            await self._finish(self._wirers.submit(self._probe_all, difference.probe, outcome))
+        return outcome.applied()
+
+    # --- on the threads -------------------------------------------------------------------------------
+
+    def _apply_node(self, difference: Difference, outcome: _Outcome) -> None:
+        host = self._host
+        if difference.ip_forward:
+            outcome.note(kernel_node.enable_forwarding())
+        for setup in difference.enis:
+            done = outcome.attempt(f"eni {setup.eni}", functools.partial(kernel_node.set_up_eni, host, setup))
+            if done is None:
+                continue
+            link, note = done
+            outcome.note(note)
+            if link is None:
+                outcome.missing_links.append(setup.eni)
+            else:
+                outcome.enis[setup.eni] = (link.ifname, link.ifindex)
+        for setting in difference.links_set:
+            outcome.attempt("host_link", functools.partial(kernel_node.set_link, host, setting))
+        for rule in difference.rules_add:
+            outcome.attempt(f"rule {rule.priority}", functools.partial(add_rule, host, rule))
+        for entry in difference.routes_set:
+            body = route(entry)
+            outcome.attempt("host_route", functools.partial(host.change, RTM_NEWROUTE, SET, body))
+
+    def _apply_deletions(self, difference: Difference, outcome: _Outcome) -> None:
+        host = self._host
+        for removal in difference.routes_delete:
+            delete = functools.partial(delete_route, host, removal.table, removal.dst, removal.ifindex)
+            outcome.attempt("route", delete)
+        for rule in difference.rules_delete:
+            outcome.attempt(f"rule {rule.priority}", functools.partial(delete_rule, host, rule))
+
+    def _remove_veths(self, difference: Difference, outcome: _Outcome) -> None:
+        removals = difference.veths_delete
+        before = len(outcome.errors)
+        for first in range(0, len(removals), _VETHS_AT_ONCE):
+            some = removals[first : first + _VETHS_AT_ONCE]
+            outcome.attempt("veth", functools.partial(kernel_node.remove_veths, self._host, some))
+        if len(outcome.errors) == before:
+            outcome.removed_veths.extend(removal.ifindex for removal in removals)
+
+    def _probe_all(self, pods: tuple[PodWiring, ...], outcome: _Outcome) -> None:
+        for pod in pods:
+            found = outcome.attempt(
+                "probe", functools.partial(kernel_node.probe, self._host, self._home, pod)
+            )
+            if found is not None:
+                outcome.probed[pod.lease] = found
+
+    def _wire(self, pod: PodWiring) -> tuple[SandboxSeen, SandboxWirer]:
+        wirer = SandboxWirer(pod, self._host, self._home, self._fault)
+        return wirer.wire(), wirer
+
+    def _take_back(self, wirer: SandboxWirer) -> None:
+        wirer.undo_with(self._host)
+
+    # --- from the loop --------------------------------------------------------------------------------
+
+    async def _wire_all(self, pods: tuple[PodWiring, ...], outcome: _Outcome) -> None:
+        jobs = [(pod, self._wirers.submit(self._wire, pod)) for pod in pods]
+        wired: list[SandboxWirer] = []
+        is_cancelled = False
+        for pod, job in jobs:
+            try:
+                seen, wirer = await self._finish(job)
+                wired.append(wirer)
+                outcome.sandboxes[pod.lease] = seen
+            except VpccniError as error:
+                outcome.errors.append(error)
+            except asyncio.CancelledError:
+                is_cancelled = True
+                for _, other in jobs:
+                    other.cancel()
+                if not job.cancelled() and job.exception() is None:
+                    wired.append(job.result()[1])
+        if is_cancelled:
+            for wirer in wired:
+                await _settled(self._wirers.submit(self._take_back, wirer))
+            raise asyncio.CancelledError
+
+    async def _finish(self, job: Future[T]) -> T:
+        """The result of a job. If we are cancelled: a job that has not begun is dropped, else waited for."""
+        try:
+            return await asyncio.shield(asyncio.wrap_future(job))
+        except asyncio.CancelledError:
+            if not job.cancel():
+                await _settled(job)
+            raise
+
+    async def link_changes(self) -> AsyncIterator[LinkChange]:
+        """Links that appear, change or vanish; those that are there come first, as ``added``."""
+        listener = await self._finish(self._caretaker.submit(kernel_links.subscribe))
+        async with contextlib.aclosing(kernel_links.changes(listener, self._links)) as told:
+            async for change in told:
+                yield change
+
+    async def _links(self) -> list[LinkSeen]:
+        return await self._finish(self._caretaker.submit(lambda: kernel_node.links(self._host)))
+
+    async def close(self) -> None:
+        """Wait for what is under way, end the threads, close the sockets. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for pool in (self._wirers, self._caretaker):
+            pool.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._join)
+
+    def _join(self) -> None:
+        for pool in (self._wirers, self._caretaker):
+            pool.shutdown(wait=True)
+        for each in self._sockets:
+            each.close()
+        os.close(self._home)
+
+
+class _Outcome:
+    """What came of a difference, while it is being applied."""
+
+    def __init__(self, difference: Difference) -> None:
+        self.sandboxes: dict[LeaseId, SandboxSeen] = {}
+        self.enis: dict[EniId, tuple[str, int]] = {
+            link.eni: (link.ifname, link.ifindex) for link in difference.enis_ready
+        }
+        self.missing_links: list[EniId] = list(difference.enis_missing)
+        self.probed: dict[LeaseId, Probed] = {}
+        self.removed_veths: list[int] = []
+        self.errors: list[VpccniError] = []
+        self._notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        if text:
+            self._notes.append(text)
+
+    def attempt(self, step: str, action: Callable[[], T]) -> T | None:
+        """Do a part; keep its error for the end."""
+        try:
+            return action()
+        except VpccniError as error:
+            self.errors.append(error)
+        except OSError as error:
+            self.errors.append(kernel_node.as_error(step, error))
+        return None
+
+    def applied(self) -> Applied:
+        """The outcome; raises the first error, with the number of further ones."""
+        if self.errors:
+            first = self.errors[0]
+            if len(self.errors) == 1:
+                raise first
+            detail = f"{first.detail} (and {len(self.errors) - 1} more)"
+            raise PermanentError(first.reason, detail) from first
+        return Applied(
+            sandboxes=self.sandboxes,
+            enis=self.enis,
+            missing_links=tuple(self.missing_links),
+            probed=self.probed,
+            removed_veths=tuple(self.removed_veths),
+            notes=tuple(self._notes),
+        )
+
+
+def _has_node_part(difference: Difference) -> bool:
+    return bool(
+        difference.ip_forward
+        or difference.enis
+        or difference.links_set
+        or difference.rules_add
+        or difference.routes_set
+    )
+
+
+async def _settled(job: Future[T]) -> None:
+    """Wait until a job has ended, however it ends and however often we are cancelled meanwhile.
+
+    Bounded: every netlink answer and every nft run has its own time limit.
+    """
+    while not job.done():
+        try:
+            await asyncio.shield(asyncio.wrap_future(job))
+        except asyncio.CancelledError:
+            continue
+        except (VpccniError, OSError):
+            break
