@@ -232,6 +232,8 @@ class Delegate:
                 self._finished.add(line["finished"])
                 continue
             report = self._config.hook.pytest_report_from_serializable(config=self._config, data=line)
+            if isinstance(report.longrepr, list):
+                report.longrepr = tuple(report.longrepr)  # a skip's place and reason: JSON has no tuples
             self._reports.setdefault(report.nodeid, []).append(report)
 
     def _failure(self, item: pytest.Item, why: str) -> pytest.TestReport:

@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[3]
 NOBODY = 65534
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def world_is_possible():
     if not enter.is_inside() and (reason := enter.why_impossible()):
         pytest.skip(reason.message)
@@ -160,6 +160,57 @@ def test_a_user_without_user_namespaces_is_told_which_switch_is_off():
     assert "sysctl -w user.max_user_namespaces=15000" in done.stdout
 
 
+def test_a_marked_test_reports_from_inside_whatever_becomes_of_it(tmp_path):
+    """Outside a world the hook runs marked tests in a child, and survives its death."""
+    (tmp_path / "conftest.py").write_text(
+        "from tests.netns import fabric, netns_world, pytest_runtest_protocol\n"
+    )
+    (tmp_path / "test_it.py").write_text(
+        """
+import os, pytest
+from vpccni.lab.fabric.enter import is_inside
+
+def test_unmarked(): assert not is_inside()
+def test_unmarked_with_namespaces(netns_world): pass
+@pytest.mark.netns
+def test_passes(netns_world): assert "lo" in netns_world.sh(netns_world.add("one"), "ip link")
+@pytest.mark.netns
+def test_fails(): assert os.listdir("/run/netns") == ["it is empty"]
+@pytest.mark.netns
+def test_skips(): pytest.skip("because")
+@pytest.mark.netns
+def test_dies(): os.kill(os.getpid(), 9)
+@pytest.mark.netns
+def test_comes_too_late(): pass
+"""
+    )
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nmarkers =\n  netns: as in the project\nasyncio_mode = auto\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != enter.WORLD_VARIABLE}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/tmp", "."],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(REPOSITORY)},
+    )
+    lines = [line.split(" ") for line in done.stdout.splitlines()]
+    outcome = {line[1]: line[0] for line in lines if line[0] in ("PASSED", "FAILED", "ERROR")}
+    assert {name.partition("::")[2]: how for name, how in outcome.items()} == {
+        "test_unmarked": "PASSED",
+        "test_unmarked_with_namespaces": "ERROR",
+        "test_passes": "PASSED",
+        "test_fails": "FAILED",
+        "test_dies": "FAILED",
+        "test_comes_too_late": "FAILED",
+    }, done.stdout
+    assert "because" in done.stdout
+    assert "it is empty" in done.stdout
+    assert "test_dies: the world ended (exit status 137) before this test did" in done.stdout
+
+
 @pytest.fixture
 def directory():
     """A directory of user nobody's own: pytest's belong to root alone."""
@@ -171,7 +222,7 @@ def directory():
 
 @pytest.mark.slow
 def test_the_fabric_behaves_the_same_for_an_ordinary_user(directory):
-    """The suite of the fabric itself, as user nobody, by way of a user namespace."""
+    """What matters of the fabric's own suite, as user nobody, by way of a user namespace."""
     if not _is_real_root():
         pytest.skip("this run is an ordinary user's already")
     python, environment = _python_of_nobody()
