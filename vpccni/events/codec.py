@@ -134,7 +134,9 @@ UPCASTERS: Final[dict[tuple[str, int], Upcaster]] = {}
 """(kind, version) to the function that makes version + 1 of it, one step at a time. Pure."""
 
 _encoder = msgspec.json.Encoder(order="deterministic")
-_decoders: dict[str, msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(shape.type) for kind, shape in KINDS.items()}
+_decoders: dict[str, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(shape.type) for kind, shape in KINDS.items()
+}
 
 
 class UndecodableError(ValueError):

@@ -50,6 +50,7 @@ class SandboxWired(msgspec.Struct, frozen=True, kw_only=True):
     host_mac: str = ""
     pod_mac: str = ""
     netns: str = ""
+    netns_inode: int = 0
 
 
 class AddFailed(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +74,8 @@ class LeaseEnded(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         cause: The only five ways in which a lease ends.
-        witnesses: For ``gc``: the two independent ones. For ``del``: ``runtime`` or ``spool``.
+        witnesses: For ``gc``: the two independent ones. For ``del``: ``runtime`` or ``spool``. For
+            ``undo``: ``never_wired`` when no packet can ever have carried the address: then it needs no rest.
     """
 
     lease: LeaseId

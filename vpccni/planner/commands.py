@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-from vpccni.planner.warm_pool import Constraints, PoolPolicy
 
 from vpccni.errors import Reason, Refused
 from vpccni.events.codec import Event
@@ -20,6 +19,7 @@ from vpccni.model import (
     PodRef,
     SandboxKey,
 )
+from vpccni.planner.warm_pool import Constraints, PoolPolicy
 
 
 class StartAgent(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,12 +56,20 @@ class Add(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefuseAdd(msgspec.Struct, frozen=True, kw_only=True):
-    """An ADD is answered with an error before or after it had a lease; the lease is undone."""
+    """An ADD is answered with an error.
+
+    Attributes:
+        ends_lease: The lease that this ADD opened is undone. False when the ADD was a repetition: the
+            lease may have been acknowledged before, and an error now does not end it.
+        was_wired: Packets may have carried the address, so it must rest.
+    """
 
     key: SandboxKey
     pod: PodRef
     reason: Reason
     detail: str = ""
+    ends_lease: bool = True
+    was_wired: bool = False
     is_undone: bool = True
 
 
@@ -218,8 +226,9 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         not_serving: Why no ADD can be served at all (``not_the_same_machine``, ...); ``None`` when it can.
-        is_frozen: Nothing may be changed (a newer log, a broken invariant): ADD is refused from growth,
-            intents are refused.
+        must_not_change: Kinds of records that a newer version wrote and that must be understood: ADD, DEL
+            and intents are refused.
+        ahead: ADDs that wait already and are served before this one.
     """
 
     cooldown_s: float
@@ -229,6 +238,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     not_serving: Refused | None = None
     must_not_change: tuple[str, ...] = ()
     manages_untagged: bool = True
+    ahead: int = 0
 
 
 Caused = tuple[Event, int]
@@ -236,7 +246,7 @@ Caused = tuple[Event, int]
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """Events to append, in order; and the lease that the command was about, 0 for none.
+    """Events to append, in order; and the lease or intent that the command was about, 0 for none.
 
     ``is_new``: the lease was opened by this very decision.
     """
@@ -244,6 +254,7 @@ class Decision(msgspec.Struct, frozen=True):
     events: tuple[Caused, ...] = ()
     lease: LeaseId = LeaseId(0)
     is_new: bool = False
+    intent: IntentId = IntentId(0)
 
 
 class Park(msgspec.Struct, frozen=True):

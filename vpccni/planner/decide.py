@@ -7,16 +7,16 @@ with the answer before it asks the next question, so two commands of one batch c
 from __future__ import annotations
 
 import msgspec
-from vpccni.planner.warm_pool import prospect
 
 from vpccni.errors import Reason, Refused
 from vpccni.events import address, effect, eni, node, sandbox
 from vpccni.events.codec import KIND_OF
-from vpccni.model import EniFacts, LeaseId, Seq, Stamp, route_table_of
+from vpccni.model import EniFacts, IntentId, LeaseId, Seq, Stamp, route_table_of
 from vpccni.planner import commands as c
 from vpccni.planner.assign import choose_address
 from vpccni.planner.reconcile import adopt_left_behind, compare_with_ec2
 from vpccni.planner.view import ADDRESS_KINDS, busy_with, is_cidr_rested, views_of
+from vpccni.planner.warm_pool import prospect
 from vpccni.projections.enis import Eni
 from vpccni.projections.leases import Lease
 from vpccni.projections.state import State
@@ -31,7 +31,7 @@ def decide(state: State, command: c.Command, now: Stamp, context: c.Context) -> 
         case c.Add():
             return _add(state, command, now, context)
         case c.EndLease():
-            return _end_lease(state, command)
+            return _end_lease(state, command, context)
         case c.RefuseAdd():
             return _refuse_add(state, command)
         case c.NoteWired():
@@ -94,7 +94,8 @@ def _add(state: State, command: c.Add, now: Stamp, context: c.Context) -> c.Answ
         return Refused(Reason.LOG_NEWER, ", ".join(context.must_not_change))
     if context.not_serving is not None:
         return c.Park(context.not_serving.reason, context.not_serving.detail, request)
-    binding = choose_address(state, now, context.cooldown_s)
+    # First come, first served: what is free belongs to those who wait already.
+    binding = choose_address(state, now, context.cooldown_s) if not context.ahead else None
     if binding is None:
         return _wait_or_refuse(state, now, context, request)
     assigned = sandbox.AddressAssigned(
@@ -110,16 +111,16 @@ def _add(state: State, command: c.Add, now: Stamp, context: c.Context) -> c.Answ
 
 
 def _wait_or_refuse(state: State, now: Stamp, context: c.Context, request: tuple[c.Caused, ...]) -> c.Answer:
-    resting_soon = any(
-        not rest.is_standing and state.rest_left_s(rest, now, context.cooldown_s) < context.add_wait_s
+    resting_soon = sum(
+        rest.is_standing or state.rest_left_s(rest, now, context.cooldown_s) < context.add_wait_s
         for rest in state.rests.values()
     )
-    if resting_soon or state.standing:
+    if resting_soon > context.ahead:
         return c.Park(Reason.NO_ADDRESS, "waiting for a resting address", request)
     if context.policy is None:
         return c.Park(Reason.NODE_NOT_INITIALIZED, "the limits of the instance type are not known", request)
     views = views_of(state, now, context.cooldown_s, context.policy.slots_per_eni)
-    outlook = prospect(views, context.policy, context.constraints)
+    outlook = prospect(views, context.policy, context.constraints, context.ahead)
     if outlook.possible:
         return c.Park(Reason.NO_ADDRESS, "waiting for EC2", request)
     return Refused(outlook.reason)
@@ -137,7 +138,9 @@ def _ended(lease: Lease, cause: sandbox.EndCause, witnesses: tuple[str, ...] = (
     return event, lease.id
 
 
-def _end_lease(state: State, command: c.EndLease) -> c.Answer:
+def _end_lease(state: State, command: c.EndLease, context: c.Context) -> c.Answer:
+    if context.must_not_change:
+        return Refused(Reason.LOG_NEWER, ", ".join(context.must_not_change))
     lease = state.lease_of(command.key)
     if lease is None:
         return c.Decision()
@@ -162,9 +165,10 @@ def _refuse_add(state: State, command: c.RefuseAdd) -> c.Answer:
         lease=lease.id if lease else LeaseId(0),
         undone=command.is_undone,
     )
-    if lease is None:
+    if lease is None or not command.ends_lease:
         return c.Decision(((failed, 0),))
-    return c.Decision(((failed, lease.id), _ended(lease, "undo")), lease.id)
+    witnesses = () if command.was_wired else ("never_wired",)
+    return c.Decision(((failed, lease.id), _ended(lease, "undo", witnesses)), lease.id)
 
 
 def _note_witness(state: State, command: c.NoteWitness) -> c.Answer:
@@ -196,7 +200,7 @@ def _intend(state: State, wanted: effect.EffectIntended, now: Stamp, context: c.
     objection = _objection(state, wanted, now, context)
     if objection:
         return Refused(Reason.CANCELLED, f"stale plan: {objection}")
-    return c.Decision(((wanted, 0),))
+    return c.Decision(((wanted, 0),), intent=IntentId(state.head + 1))
 
 
 def _objection(state: State, wanted: effect.EffectIntended, now: Stamp, context: c.Context) -> str:
@@ -231,8 +235,6 @@ def _objection(state: State, wanted: effect.EffectIntended, now: Stamp, context:
             return _detach_objection(state, held, busy, now, context.cooldown_s)
         case "delete":
             return "busy" if busy or held.phase != "detached" or held.lease_count else ""
-        case _:
-            return f"unknown kind {wanted.kind}"
 
 
 def _attach_objection(state: State, held: Eni, wanted: effect.EffectIntended, busy: set[str]) -> str:

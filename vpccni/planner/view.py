@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from vpccni.planner.warm_pool import EniView
-
 from vpccni.model import Cidr, EniId, Stamp, cidr_size, cidr_span
 from vpccni.planner.assign import addresses_in, is_usable
+from vpccni.planner.warm_pool import EniView
 from vpccni.projections.enis import Eni
 from vpccni.projections.state import State
 
@@ -57,27 +56,28 @@ def is_cidr_rested(state: State, cidr: Cidr, now: Stamp, cooldown_s: float) -> b
 def views_of(state: State, now: Stamp, cooldown_s: float, slots: int) -> list[EniView]:
     """One view an ENI in the books, unmanaged ones left out; and one for each ENI being created."""
     under_release = state.cidrs_under_release()
-    views: list[EniView] = []
-    for held in state.enis.values():
-        if held.managed and held.origin != "left_behind":
-            views.append(_view(state, held, under_release, now, cooldown_s, slots))
-    for intent in state.intents.values():
-        if intent.intended.kind == "create":
-            views.append(
-                EniView(
-                    id=EniId(f"creating-{intent.id}"),
-                    device=10_000 + intent.id,
-                    is_primary=False,
-                    is_usable=False,
-                    is_coming=True,
-                    can_grow=False,
-                    can_shrink=False,
-                    slots=slots,
-                    owned=0,
-                    pending=intent.intended.count,
-                    age_s=0.0,
-                )
-            )
+    views = [
+        _view(state, held, under_release, now, cooldown_s, slots)
+        for held in state.enis.values()
+        if held.managed and held.origin != "left_behind"
+    ]
+    views.extend(
+        EniView(
+            id=EniId(f"creating-{intent.id}"),
+            device=10_000 + intent.id,
+            is_primary=False,
+            is_usable=False,
+            is_coming=True,
+            can_grow=False,
+            can_shrink=False,
+            slots=slots,
+            owned=0,
+            pending=intent.intended.count,
+            age_s=0.0,
+        )
+        for intent in state.intents.values()
+        if intent.intended.kind == "create"
+    )
     return views
 
 
@@ -123,6 +123,8 @@ def _view(
         is_primary=held.is_primary,
         is_usable=usable,
         is_coming=is_coming,
+        is_busy=bool(busy & set(ADDRESS_KINDS)),
+        is_leaving=held.is_retiring or "detach" in busy or "delete" in busy,
         can_grow=in_order and usable,
         can_shrink=in_order and usable and held.facts.type == "interface" and not held.is_primary,
         slots=0 if held.facts.type == "trunk" else slots,

@@ -370,7 +370,7 @@ class State:
             return  # The DEL overtook it: wiring rides along with a later batch.
         lease.wired = event
         if event.netns:
-            lease.netns = event.netns
+            lease.netns, lease.netns_inode = event.netns, event.netns_inode
         lease.records["wired"] = record
 
     def _lease_ended(self, record: Record, event: sandbox.LeaseEnded) -> None:
@@ -391,12 +391,14 @@ class State:
             records={**lease.records, "ended": record},
         )
         rest.records.pop("quarantined", None)
+        needs_rest = not (event.cause == "undo" and "never_wired" in event.witnesses)
         for binding in lease.bindings:
             del self.by_address[binding.address]
-            self.rests[binding.address] = rest
+            if needs_rest:
+                self.rests[binding.address] = rest
             if binding.eni in self.enis:
                 self.enis[binding.eni].lease_count -= 1
-        if rest.is_standing:
+        if needs_rest and rest.is_standing:
             self.standing[lease.id] = rest
 
     def _sandbox_unwired(self, record: Record, event: sandbox.SandboxUnwired) -> None:

@@ -1,0 +1,243 @@
+"""The CNI protocol, without I/O: what a request must look like, and how answers are written.
+
+Source: CNI specification 0.3.0 to 1.1.0 (github.com/containernetworking/cni, SPEC.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+
+from vpccni.errors import Reason, VpccniError, sentence
+from vpccni.model import Binding, PodRef, SandboxKey
+
+Version = Literal["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
+VERSIONS: Final[tuple[str, ...]] = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+VERBS: Final = ("ADD", "DEL", "CHECK", "STATUS", "GC")
+
+CODE_UNSUPPORTED_VERSION: Final = 1
+CODE_UNKNOWN_CONTAINER: Final = 3
+CODE_BAD_ENVIRONMENT: Final = 4
+CODE_UNDECODABLE: Final = 6
+CODE_BAD_CONFIG: Final = 7
+CODE_TRY_AGAIN: Final = 11
+CODE_NOT_AVAILABLE: Final = 50
+CODE_OURS: Final = 100
+
+_CODES: Final[dict[Reason, int]] = {
+    Reason.UNSUPPORTED_VERSION: CODE_UNSUPPORTED_VERSION,
+    Reason.UNKNOWN_CONTAINER: CODE_UNKNOWN_CONTAINER,
+    Reason.BAD_ENVIRONMENT: CODE_BAD_ENVIRONMENT,
+    Reason.BAD_REQUEST: CODE_UNDECODABLE,
+    Reason.TOO_LARGE: CODE_UNDECODABLE,
+    Reason.BAD_CONFIG: CODE_BAD_CONFIG,
+    # What trying again will not change; 100 is the first code that the specification leaves to plugins.
+    Reason.CHECK_FAILED: CODE_OURS,
+    Reason.INTERFACE_EXISTS: CODE_OURS + 1,
+    Reason.NETNS_GONE: CODE_OURS + 2,
+    Reason.NOT_ALLOWED: CODE_OURS + 3,
+    Reason.INTERNAL: CODE_OURS + 4,
+}
+
+_CONTAINER_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
+_IFNAME_BAD = re.compile(r"[/:\s\x00]")
+_CONTAINER_ID_MAX: Final = 200
+_GATEWAY: Final = "169.254.1.1"
+
+
+class Request(msgspec.Struct, frozen=True, rename="camel"):
+    """What the CNI executable sends: its environment, and its standard input as ``config``."""
+
+    command: str
+    container_id: str = ""
+    netns: str = ""
+    ifname: str = ""
+    args: str = ""
+    path: str = ""
+    config: dict[str, Any] = {}
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """A request whose every part was checked.
+
+    Attributes:
+        valid: For GC: the attachments that the runtime still has, as (container id, ifname); ``None`` when
+            the configuration does not list any, which is not the same as an empty list.
+    """
+
+    verb: str
+    version: str
+    key: SandboxKey
+    pod: PodRef
+    netns: str
+    previous: Mapping[str, Any] | None = None
+    valid: frozenset[tuple[str, str]] | None = None
+
+
+class CniFault(VpccniError):
+    """A request that cannot be served, with its CNI version as far as it is known."""
+
+    def __init__(self, reason: Reason, detail: str, version: str = "1.1.0") -> None:
+        super().__init__(reason, detail)
+        self.version = version
+
+
+class Wired(msgspec.Struct, frozen=True, kw_only=True):
+    """What an ADD made, for its result."""
+
+    host_ifname: str
+    host_mac: str
+    pod_mac: str
+    ifname: str
+    netns: str
+    mtu: int
+    bindings: tuple[Binding, ...]
+
+
+_decoder = msgspec.json.Decoder(Request)
+
+
+def decode(body: bytes) -> Call:
+    """Check a request and take it apart.
+
+    Raises:
+        CniFault: with code 1 (version), 4 (environment), 6 (undecodable) or 7 (configuration).
+    """
+    try:
+        request = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CniFault(Reason.BAD_REQUEST, str(error)[:300]) from error
+    config = request.config
+    version = config.get("cniVersion", "0.3.0")
+    if version not in VERSIONS:
+        raise CniFault(
+            Reason.UNSUPPORTED_VERSION, f"cniVersion {str(version)[:40]!r}; known: {', '.join(VERSIONS)}"
+        )
+    if request.command not in VERBS:
+        raise CniFault(Reason.BAD_ENVIRONMENT, f"CNI_COMMAND {request.command[:40]!r}", version)
+    network = config.get("name")
+    if not isinstance(network, str) or not _CONTAINER_ID.match(network):
+        raise CniFault(Reason.BAD_CONFIG, f"network name {str(network)[:80]!r}", version)
+    if request.command == "CHECK" and version < "0.4.0":
+        raise CniFault(Reason.UNSUPPORTED_VERSION, "CHECK needs cniVersion 0.4.0 or later", version)
+    if request.command in ("STATUS", "GC"):
+        if version < "1.1.0":
+            raise CniFault(Reason.UNSUPPORTED_VERSION, f"{request.command} needs cniVersion 1.1.0", version)
+        return Call(
+            verb=request.command,
+            version=version,
+            key=SandboxKey(network, "", ""),
+            pod=PodRef(),
+            netns="",
+            valid=_valid_attachments(config, version),
+        )
+    _check_environment(request, version)
+    previous = config.get("prevResult")
+    if previous is not None and not isinstance(previous, dict):
+        raise CniFault(Reason.BAD_CONFIG, "prevResult is not an object", version)
+    return Call(
+        verb=request.command,
+        version=version,
+        key=SandboxKey(network, request.container_id, request.ifname),
+        pod=_pod(request.args, version),
+        netns=request.netns,
+        previous=previous,
+    )
+
+
+def _check_environment(request: Request, version: str) -> None:
+    missing = [
+        name
+        for name, value in (
+            ("CNI_CONTAINERID", request.container_id),
+            ("CNI_IFNAME", request.ifname),
+            ("CNI_NETNS", request.netns if request.command != "DEL" else "-"),
+        )
+        if not value
+    ]
+    if missing:
+        raise CniFault(Reason.BAD_ENVIRONMENT, f"missing {', '.join(missing)}", version)
+    container_id, ifname = request.container_id, request.ifname
+    if len(container_id) > _CONTAINER_ID_MAX or not _CONTAINER_ID.match(container_id):
+        raise CniFault(Reason.BAD_ENVIRONMENT, f"CNI_CONTAINERID {container_id[:80]!r}", version)
+    if len(ifname.encode()) > 15 or ifname in (".", "..") or _IFNAME_BAD.search(ifname):
+        raise CniFault(Reason.BAD_ENVIRONMENT, f"CNI_IFNAME {ifname[:80]!r}", version)
+    if request.netns and (not request.netns.startswith("/") or "\x00" in request.netns):
+        raise CniFault(Reason.BAD_ENVIRONMENT, "CNI_NETNS is not an absolute path", version)
+
+
+def _pod(args: str, version: str) -> PodRef:
+    known = {"K8S_POD_NAME": "", "K8S_POD_NAMESPACE": "", "K8S_POD_UID": ""}
+    for pair in filter(None, args.split(";")):
+        key, equals, value = pair.partition("=")
+        if not equals or "=" in value:
+            raise CniFault(Reason.BAD_ENVIRONMENT, f"CNI_ARGS: {pair[:80]!r} is not KEY=VALUE", version)
+        if key in known:
+            known[key] = value[:253]
+    return PodRef(known["K8S_POD_NAMESPACE"], known["K8S_POD_NAME"], known["K8S_POD_UID"])
+
+
+def _valid_attachments(config: Mapping[str, Any], version: str) -> frozenset[tuple[str, str]] | None:
+    # The tag spec-v1.1.0 named the key cni.dev/attachments; libcni sends both.
+    listed = config.get("cni.dev/valid-attachments", config.get("cni.dev/attachments"))
+    if listed is None:
+        return None
+    try:
+        return frozenset((str(item["containerID"]), str(item["ifname"])) for item in listed)
+    except (TypeError, KeyError) as error:
+        raise CniFault(
+            Reason.BAD_CONFIG, "cni.dev/valid-attachments is not a list of attachments", version
+        ) from error
+
+
+def result(version: str, wired: Wired, previous: Mapping[str, Any] | None = None) -> bytes:
+    """The result of an ADD, in the asked version. A ``prevResult`` is passed on, with ours added."""
+    before = previous or {}
+    interfaces = list(before.get("interfaces") or [])
+    first = len(interfaces)
+    host: dict[str, Any] = {"name": wired.host_ifname, "mac": wired.host_mac}
+    pod: dict[str, Any] = {"name": wired.ifname, "mac": wired.pod_mac, "sandbox": wired.netns}
+    if version >= "1.1.0":
+        host["mtu"] = pod["mtu"] = wired.mtu
+    addresses = []
+    for binding in wired.bindings:
+        entry: dict[str, Any] = {
+            "interface": first + 1,
+            "address": f"{binding.address}/{32 if binding.family == 4 else 128}",
+            "gateway": _GATEWAY,
+        }
+        if version < "1.0.0":
+            entry["version"] = str(binding.family)
+        addresses.append(entry)
+    return msgspec.json.encode(
+        {
+            "cniVersion": version,
+            "interfaces": [*interfaces, host, pod],
+            "ips": [*(before.get("ips") or []), *addresses],
+            "routes": [*(before.get("routes") or []), {"dst": "0.0.0.0/0", "gw": _GATEWAY}],
+            "dns": before.get("dns") or {},
+        }
+    )
+
+
+def code_of(reason: Reason, verb: str = "") -> int:
+    """The CNI error code of a reason: STATUS says 50; what may pass says 11."""
+    if verb == "STATUS" and reason not in (Reason.BAD_REQUEST, Reason.UNSUPPORTED_VERSION, Reason.BAD_CONFIG):
+        return CODE_NOT_AVAILABLE
+    return _CODES.get(reason, CODE_TRY_AGAIN)
+
+
+def fault_body(version: str, reason: Reason, detail: str, verb: str = "") -> bytes:
+    """A CNI error object. ``details`` begins with the reason code, for machines that read text."""
+    return msgspec.json.encode(
+        {
+            "cniVersion": version,
+            "code": code_of(reason, verb),
+            "msg": sentence(reason, detail),
+            "details": f"reason={reason}" + (f"; {detail}" if detail else ""),
+            "reason": str(reason),
+        }
+    )

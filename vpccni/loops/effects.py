@@ -1,0 +1,255 @@
+"""Carry out intended effects, and settle those whose outcome nobody knows.
+
+    intend (durable) -> call -> confirmed | failed (durable)
+                             -> no reply: unknown (durable) -> Describe until two readings agree -> settled
+
+A crash anywhere leaves an open intent; at the next start it is settled like an unknown one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+
+from vpccni.errors import OutcomeUnknownError, PermanentError, Reason, TransientError, VpccniError
+from vpccni.events.effect import EffectIntended
+from vpccni.loops.breakers import Breakers
+from vpccni.loops.write import Writer
+from vpccni.model import EniFacts, InstanceId, IntentId
+from vpccni.planner import commands as c
+from vpccni.ports import Ec2
+
+_log = structlog.get_logger("effects")
+
+SETTLE_PAUSE_S: Final = 2.0
+"""Between two readings that must agree: EC2's Describe has been seen to lag a second or two."""
+DETACH_POLL_S: Final = 1.0
+DETACH_POLLS_MAX: Final = 40
+CREATED_AT_TAG: Final = "node.k8s.amazonaws.com/createdAt"
+
+
+class Effects:
+    """Performs effects within a budget of EC2 calls at once."""
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        ec2: Callable[[], Awaitable[Ec2]],
+        breakers: Breakers,
+        parallel_max: int,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._writer = writer
+        self._ec2 = ec2
+        self._breakers = breakers
+        self._budget = asyncio.Semaphore(parallel_max)
+        self._on_change = on_change
+        self.attach_refused: set[str] = set()
+        self.under_way: set[IntentId] = set()
+
+    async def intend(self, wanted: EffectIntended) -> IntentId:
+        """Make an intent durable. Raises what ``Writer.submit`` raises."""
+        decision = await self._writer.submit(c.Intend(wanted))
+        self.under_way.add(decision.intent)
+        return decision.intent
+
+    async def perform(self, intent: IntentId, wanted: EffectIntended) -> None:
+        """Make the call of a durable intent and record its outcome."""
+        self.under_way.add(intent)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            ec2 = await self._ec2()
+            async with self._budget:
+                outcome = await self._attempt(ec2, wanted)
+            await self._writer.submit(c.Settle(intent, outcome))
+            _log.info(
+                "effect",
+                kind=wanted.kind,
+                eni=wanted.eni,
+                intent=intent,
+                outcome=type(outcome).__name__.lower(),
+                elapsed_s=round(loop.time() - started, 3),
+            )
+            if isinstance(outcome, c.Unknown):
+                await asyncio.sleep(SETTLE_PAUSE_S)
+                await self._settle(ec2, intent, wanted)
+        except VpccniError as error:
+            # The log or EC2 failed us in between: the intent stays open, ``settle_open`` comes back to it.
+            _log.warning("effect_left_open", kind=wanted.kind, reason=error.reason, detail=error.detail)
+        finally:
+            self.under_way.discard(intent)
+            self._on_change()
+
+    async def settle_open(self, intent: IntentId, wanted: EffectIntended) -> None:
+        """Settle an intent that an earlier process, or a failure, left open."""
+        self.under_way.add(intent)
+        try:
+            ec2 = await self._ec2()
+            async with self._budget:
+                await self._settle(ec2, intent, wanted)
+        except VpccniError as error:
+            _log.info(
+                "settle_later", kind=wanted.kind, intent=intent, reason=error.reason, detail=error.detail
+            )
+            await asyncio.sleep(SETTLE_PAUSE_S)
+        finally:
+            self.under_way.discard(intent)
+            self._on_change()
+
+    # -- the calls --------------------------------------------------------------------------------
+
+    async def _attempt(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
+        now = asyncio.get_running_loop().time()
+        try:
+            outcome = await self._call(ec2, wanted)
+        except OutcomeUnknownError as error:
+            self._breakers.fail(wanted.kind, error, now)
+            return c.Unknown(detail=error.detail)
+        except (TransientError, PermanentError) as error:
+            self._breakers.fail(wanted.kind, error, asyncio.get_running_loop().time())
+            if wanted.kind == "attach" and isinstance(error, PermanentError):
+                self.attach_refused.add(wanted.eni)
+            return c.Failed(
+                reason=error.reason,
+                code=getattr(error, "code", ""),
+                detail=error.detail[:500],
+                is_transient=isinstance(error, TransientError),
+            )
+        self._breakers.of(wanted.kind).succeed()
+        return outcome
+
+    async def _call(self, ec2: Ec2, wanted: EffectIntended) -> c.Confirmed:
+        match wanted.kind:
+            case "create":
+                return c.Confirmed(facts=await self._create(ec2, wanted))
+            case "attach":
+                attachment = await ec2.attach_eni(
+                    wanted.eni, self._instance(), device=wanted.device, card=wanted.card
+                )
+                return c.Confirmed(attachment=attachment)
+            case "modify":
+                await ec2.set_delete_on_termination(wanted.eni, wanted.attachment)
+            case "assign":
+                return c.Confirmed(cidrs=await ec2.assign_addresses(wanted.eni, wanted.count))
+            case "unassign":
+                await ec2.unassign_addresses(wanted.eni, wanted.cidrs)
+            case "detach":
+                await ec2.detach_eni(wanted.attachment)
+                await self._wait_detached(ec2, wanted)
+            case "delete":
+                await ec2.delete_eni(wanted.eni)
+            case "tag":
+                await ec2.tag_eni(wanted.eni, wanted.tags)
+        return c.Confirmed()
+
+    async def _create(self, ec2: Ec2, wanted: EffectIntended) -> EniFacts:
+        return await ec2.create_eni(
+            subnet=wanted.subnet,
+            groups=wanted.groups,
+            secondary_count=wanted.count,
+            description=wanted.description,
+            tags=wanted.tags,
+            token=wanted.token,
+        )
+
+    async def _wait_detached(self, ec2: Ec2, wanted: EffectIntended) -> None:
+        """A detach is accepted at once and takes seconds; only then can the ENI be deleted."""
+        for _ in range(DETACH_POLLS_MAX):
+            await asyncio.sleep(DETACH_POLL_S)
+            facts = await ec2.describe_eni(wanted.eni)
+            if facts is None or not facts.attachment:
+                return
+        raise OutcomeUnknownError(Reason.EC2_REFUSED, "the ENI is still detaching")
+
+    def _instance(self) -> InstanceId:
+        instance = self._writer.state.instance
+        if instance is None:
+            raise TransientError(Reason.NODE_NOT_INITIALIZED, "the instance id is not known")
+        return instance.id
+
+    # -- settling ---------------------------------------------------------------------------------
+
+    async def _settle(self, ec2: Ec2, intent: IntentId, wanted: EffectIntended) -> None:
+        outcome = await self._find_outcome(ec2, wanted)
+        await self._writer.submit(c.Settle(intent, outcome))
+        _log.info("settled", kind=wanted.kind, eni=wanted.eni, outcome=type(outcome).__name__.lower())
+
+    async def _find_outcome(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
+        """What became of a call whose reply nobody has. Raises when EC2 does not answer: asked again later."""
+        match wanted.kind:
+            case "create":
+                return await self._find_created(ec2, wanted)
+            case "modify" | "tag":
+                return await self._attempt(ec2, wanted)  # Doing it twice changes nothing.
+            case "delete":
+                if await ec2.describe_eni(wanted.eni) is None:
+                    return c.Confirmed(how="observed")
+                return await self._attempt(ec2, wanted)
+            case "detach":
+                facts = await ec2.describe_eni(wanted.eni)
+                if facts is None or not facts.attachment:
+                    return c.Confirmed(how="observed")
+                return await self._attempt(ec2, wanted)
+            case "attach":
+                return await self._find_attached(ec2, wanted)
+            case "assign":
+                return await self._find_assigned(ec2, wanted)
+            case "unassign":
+                facts = await self._read_twice(ec2, wanted)
+                left = tuple(cidr for cidr in wanted.cidrs if facts is not None and cidr in facts.cidrs)
+                if not left:
+                    return c.Confirmed(how="observed")
+                # Still ours to give back: nothing was assigned out of them meanwhile.
+                await ec2.unassign_addresses(wanted.eni, left)
+                return c.Confirmed()
+
+    async def _find_created(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
+        """By our own creation tag first: then also an EC2 that ignores the token cannot give us two."""
+        mark = wanted.tags.get(CREATED_AT_TAG)
+        for facts in await ec2.describe_left_behind(self._instance()):
+            if mark and facts.tags.get(CREATED_AT_TAG) == mark:
+                return c.Confirmed(facts=facts, how="observed")
+        return await self._attempt(ec2, wanted)
+
+    async def _find_attached(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
+        facts = await self._read_twice(ec2, wanted)
+        if facts is not None and facts.attachment and facts.instance == self._instance():
+            if facts.device != wanted.device:
+                return c.Failed(reason=Reason.EC2_REFUSED, detail="attached with another index")
+            return c.Confirmed(attachment=facts.attachment, how="observed")
+        return c.Failed(reason=Reason.EC2_UNREACHABLE, detail="not attached", is_transient=True)
+
+    async def _find_assigned(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
+        facts = await self._read_twice(ec2, wanted)
+        held = self._writer.state.enis.get(wanted.eni)
+        if facts is None or held is None:
+            return c.Abandoned(reason="the ENI is gone")
+        fresh = tuple(cidr for cidr in facts.cidrs if cidr not in wanted.known and cidr not in held.cidrs)
+        if not fresh:
+            return c.Failed(reason=Reason.EC2_UNREACHABLE, detail="nothing was assigned", is_transient=True)
+        return c.Confirmed(cidrs=fresh, how="observed")
+
+    async def _read_twice(self, ec2: Ec2, wanted: EffectIntended) -> EniFacts | None:
+        before = await ec2.describe_eni(wanted.eni)
+        while True:
+            await asyncio.sleep(SETTLE_PAUSE_S)
+            facts = await ec2.describe_eni(wanted.eni)
+            if _same(before, facts):
+                return facts
+            before = facts
+
+
+def _same(one: EniFacts | None, other: EniFacts | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return (one.cidrs, one.attachment, one.device, one.status) == (
+        other.cidrs,
+        other.attachment,
+        other.device,
+        other.status,
+    )

@@ -1,0 +1,210 @@
+"""Nothing piles up: leases of dead sandboxes, spooled DELs, the write-ahead log, old snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, NoReturn
+
+import structlog
+
+from vpccni.api import cni
+from vpccni.datapath.difference import probe
+from vpccni.datapath.objects import DatapathSettings, Difference, Probed
+from vpccni.errors import VpccniError
+from vpccni.loops.wiring import lease_wiring
+from vpccni.loops.write import Writer
+from vpccni.model import LeaseId, Stamp
+from vpccni.planner import commands as c
+from vpccni.ports import Clock, EventLog, Kernel, KubernetesNode, RuntimeCache, Spool, SpooledDel
+from vpccni.projections.leases import Lease
+
+_log = structlog.get_logger("housekeeping")
+
+SWEEP_PERIOD_S: Final = 300.0
+"""containerd sends no GC, so we look ourselves (design section 4, GC)."""
+SECOND_SIGHT_S: Final = 60.0
+"""Witness A must say so twice, this far apart: a namespace may be between two lives."""
+TICK_S: Final = 5.0
+IDLE_TURNS: Final = 2
+"""Idle means: no commit during so many ticks."""
+SNAPSHOT_AFTER: Final = 2000
+"""Records behind a snapshot: 2,000 are folded in some 20 ms at the next start."""
+YOUNG_LEASE_S: Final = 60.0
+"""A lease may be older than its veth by as long as its wiring takes; nobody doubts a young one."""
+
+
+class LeaseSweep:
+    """Finds leases whose sandbox is gone without a DEL. Two independent witnesses end one; one quarantines.
+
+    Witness A is the kernel: no veth with the lease's alias, and no namespace. Witness B is another source: the
+    pod's UID is absent from a fresh list of the API server, or the runtime's cache has no result for the key,
+    or the runtime's own GC list leaves it out.
+    """
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        kernel: Kernel,
+        clock: Clock,
+        kubernetes: Callable[[], Awaitable[KubernetesNode | None]],
+        runtime: RuntimeCache,
+        settings: DatapathSettings,
+    ) -> None:
+        self._writer = writer
+        self._kernel = kernel
+        self._clock = clock
+        self._kubernetes = kubernetes
+        self._runtime = runtime
+        self._settings = settings
+
+    async def look(self) -> None:
+        """One look at every open lease that is not young."""
+        state, now = self._writer.state, self._clock.now()
+        old = [
+            lease for lease in state.leases.values() if state.elapsed_s(lease.opened, now) >= YOUNG_LEASE_S
+        ]
+        if not old:
+            return
+        found = await self._probe(old)
+        gone = [lease for lease in old if _is_gone(found.get(lease.id))]
+        for lease in old:
+            if lease.quarantined is not None and lease not in gone and lease.witness != "gc":
+                await self._writer.submit(c.NoteWitness(lease=lease.id, witness="kernel", is_alive=True))
+        uids = await self._fresh_uids() if gone else None
+        for lease in gone:
+            await self._judge(lease, uids, now)
+
+    async def _probe(self, leases: list[Lease]) -> dict[LeaseId, Probed]:
+        pods = tuple(pod for lease in leases for pod in probe(lease_wiring(lease), self._settings).probe)
+        return (await self._kernel.apply(Difference(probe=pods))).probed
+
+    async def _fresh_uids(self) -> frozenset[str] | None:
+        try:
+            node = await self._kubernetes()
+            return await node.pod_uids() if node is not None else None
+        except VpccniError as error:
+            _log.info("no_second_witness", reason=error.reason, detail=error.detail[:200])
+            return None
+
+    async def _judge(self, lease: Lease, uids: frozenset[str] | None, now: Stamp) -> None:
+        state = self._writer.state
+        if lease.quarantined is None:
+            note = c.NoteWitness(lease=lease.id, witness="kernel", is_alive=False, detail="no veth, no netns")
+            await self._writer.submit(note)
+            return
+        if state.elapsed_s(lease.quarantined, now) < SECOND_SIGHT_S:
+            return
+        second = "gc" if lease.witness == "gc" else ""
+        if not second and uids is not None and lease.pod.uid and lease.pod.uid not in uids:
+            second = "api server"
+        if not second:
+            key = lease.key
+            if await self._runtime.is_known(key.network, key.container_id, key.ifname) is False:
+                second = "runtime cache"
+        if second:
+            _log.warning("lease_swept", lease=lease.id, container_id=lease.key.container_id, witness=second)
+            await self._writer.submit(c.EndByWitnesses(lease=lease.id, witnesses=("kernel", second)))
+
+
+def _is_gone(probed: Probed | None) -> bool:
+    return probed is not None and probed.netns_inode == 0 and probed.host_ifindex == 0
+
+
+class Housekeeping:
+    """The loop."""
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        log: EventLog,
+        spool: Spool,
+        sweep: LeaseSweep,
+        del_spooled: Callable[[SpooledDel], Awaitable[bool]],
+    ) -> None:
+        self._writer = writer
+        self._log_port = log
+        self._spool = spool
+        self._sweep = sweep
+        self._del_spooled = del_spooled
+        self._sweep_wake = asyncio.Event()
+        self._snapshot_at = 0
+        self._checkpointed = 0
+
+    def sweep_soon(self) -> None:
+        """The runtime's GC named sandboxes that it no longer has."""
+        self._sweep_wake.set()
+
+    async def run(self) -> NoReturn:
+        """Tidy while nobody asks for anything."""
+        commits, idle = self._writer.commits, 0
+        while True:
+            await asyncio.sleep(TICK_S)
+            idle = idle + 1 if self._writer.commits == commits else 0
+            commits = self._writer.commits
+            await self._guarded("spool", self.drain_spool)
+            if idle >= IDLE_TURNS:
+                await self._guarded("log", self._tidy_log)
+
+    async def run_sweep(self) -> NoReturn:
+        """The lease sweep, every five minutes or when the runtime's GC asks; again soon while one is doubted."""
+        while True:
+            doubted = any(lease.quarantined for lease in self._writer.state.leases.values())
+            try:
+                async with asyncio.timeout(SECOND_SIGHT_S + 1 if doubted else SWEEP_PERIOD_S):
+                    await self._sweep_wake.wait()
+            except TimeoutError:
+                pass
+            self._sweep_wake.clear()
+            await self._guarded("sweep", self._sweep.look)
+
+    async def _guarded(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except VpccniError as error:
+            _log.warning("housekeeping_failed", what=what, reason=error.reason, detail=error.detail)
+
+    async def drain_spool(self) -> None:
+        """Carry out spooled DELs; each entry is forgotten only when its end of lease is durable."""
+        for entry in await self._spool.entries():
+            if await self._del_spooled(entry):
+                await self._spool.remove(entry.name)
+
+    async def _tidy_log(self) -> None:
+        head = int(self._writer.state.head)
+        if head - self._snapshot_at >= SNAPSHOT_AFTER:
+            records = await self._writer.write_snapshot()
+            self._snapshot_at = head
+            _log.info("snapshot_written", seq=head, records=records)
+        if head != self._checkpointed:
+            await self._log_port.checkpoint()
+            self._checkpointed = head
+
+    def begin_at(self, snapshot: int) -> None:
+        """The sequence number up to which the newest snapshot reaches, as the log was opened."""
+        self._snapshot_at = snapshot
+
+
+async def end_spooled(writer: Writer, entry: SpooledDel) -> bool:
+    """Carry out one spooled DEL. False when the log does not take it now."""
+    try:
+        call = cni.decode(entry.body)
+    except cni.CniFault as fault:
+        _log.warning("spool_entry_refused", name=entry.name, reason=fault.reason, detail=fault.detail)
+        return True
+    try:
+        await writer.submit(
+            c.EndLease(
+                key=call.key,
+                cause="del",
+                witnesses=("spool",),
+                written_boot_id=entry.boot_id,
+                written_boottime_ns=entry.boottime_ns,
+            )
+        )
+    except VpccniError as error:
+        _log.warning("spool_not_drained", name=entry.name, reason=error.reason)
+        return False
+    return True

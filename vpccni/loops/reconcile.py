@@ -1,0 +1,220 @@
+"""Keep the books and the world in agreement: which machine this is, which ENIs EC2 sees, which links are there.
+
+Order at start: IMDS (who are we), EC2 (limits, ENIs), ENIs left behind. After that IMDS is read cheaply, and EC2
+only when IMDS lists other ENIs than the books, or after a long while. Nothing here ends a lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final, NoReturn
+
+import structlog
+
+from vpccni.errors import Reason, Refused, TransientError, VpccniError
+from vpccni.events.node import LimitsObserved, MaxPodsObserved
+from vpccni.loops.readiness import Readiness
+from vpccni.loops.write import Writer
+from vpccni.model import EniFacts
+from vpccni.planner import commands as c
+from vpccni.ports import Ec2, Imds, KubernetesNode
+
+_log = structlog.get_logger("reconcile")
+
+IMDS_PERIOD_S: Final = 15.0
+"""One small read each: 4 a minute, where the original makes 77."""
+EC2_PERIOD_S: Final = 1800.0
+"""EC2 is asked when IMDS disagrees with the books; this is for what IMDS cannot show."""
+SECOND_READING_S: Final = 5.0
+"""After a reading that found something new: two readings must agree before it is believed."""
+RETRY_FIRST_S: Final = 0.25
+RETRY_MAX_S: Final = 15.0
+LEFT_BEHIND_PERIOD_S: Final = 3600.0
+
+
+class Reconcile:
+    """The loop that talks to IMDS, EC2's Describe and the API server."""
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        imds: Imds,
+        ec2: Callable[[], Awaitable[Ec2]],
+        kubernetes: Callable[[], Awaitable[KubernetesNode | None]],
+        readiness: Readiness,
+        max_pods: int,
+        cleans_up: bool,
+        rng: random.Random,
+        on_identity: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._writer = writer
+        self._imds = imds
+        self._ec2 = ec2
+        self._kubernetes = kubernetes
+        self._readiness = readiness
+        self._max_pods = max_pods
+        self._cleans_up = cleans_up
+        self._rng = rng
+        self._on_identity = on_identity
+        self._previous: tuple[EniFacts, ...] | None = None
+        self._wake = asyncio.Event()
+        self._disagreements = 0
+        self.ec2_seen_at: float | None = None
+        self.imds_failing = ""
+        self.ec2_failing = ""
+
+    def wake(self) -> None:
+        """Something hints that the books and EC2 differ."""
+        self._wake.set()
+
+    async def run(self) -> NoReturn:
+        """Learn who we are, then compare for ever."""
+        await self._patiently(self._identify, "imds")
+        await self._patiently(self._learn_limits, "ec2")
+        await self._patiently(self._read_ec2, "ec2")
+        await self._learn_max_pods()
+        if self._cleans_up:
+            await self._patiently(self._adopt_left_behind, "ec2")
+        loop = asyncio.get_running_loop()
+        cleaned_at = loop.time()
+        while True:
+            await self._pause(IMDS_PERIOD_S * (0.9 + 0.2 * self._rng.random()))
+            await self._look()
+            if self._cleans_up and loop.time() - cleaned_at > LEFT_BEHIND_PERIOD_S:
+                cleaned_at = loop.time()
+                await self._once(self._adopt_left_behind, "ec2")
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._wake.clear()
+
+    async def _patiently(self, step: Callable[[], Awaitable[None]], who: str) -> None:
+        """Until it succeeds: quick at first, then with growing, jittered pauses."""
+        pause = RETRY_FIRST_S
+        while not await self._once(step, who):
+            await asyncio.sleep(pause * (1.0 + 0.3 * self._rng.random()))
+            pause = min(pause * 2, RETRY_MAX_S)
+
+    async def _once(self, step: Callable[[], Awaitable[None]], who: str) -> bool:
+        try:
+            await step()
+        except VpccniError as error:
+            said = f"{error.reason}: {error.detail}"[:300]
+            before = self.imds_failing if who == "imds" else self.ec2_failing
+            self._note(who, said)
+            if said != before:
+                _log.warning("not_answering", who=who, reason=error.reason, detail=error.detail[:300])
+            return False
+        self._note(who, "")
+        return True
+
+    def _note(self, who: str, said: str) -> None:
+        if who == "imds":
+            self.imds_failing = said
+        else:
+            self.ec2_failing = said
+        refused = self._readiness.not_serving
+        if said and refused is not None and refused.reason is not Reason.NOT_THE_SAME_MACHINE:
+            reason = Reason.IMDS_UNREACHABLE if who == "imds" else Reason.NODE_NOT_INITIALIZED
+            self._readiness.not_serving = Refused(reason, said)
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    async def _identify(self) -> None:
+        await self._writer.submit(c.ObserveInstance(await self._imds.instance()))
+        await self._on_identity()
+
+    async def _learn_limits(self) -> None:
+        state = self._writer.state
+        if state.instance is None:
+            raise TransientError(Reason.NODE_NOT_INITIALIZED)
+        latest = state.latest.get("limits")
+        if latest is not None and getattr(latest.event, "type", "") == state.instance.type:
+            return
+        ec2 = await self._ec2()
+        limits = await ec2.describe_limits(state.instance.type)
+        await self._writer.submit(c.Observe(LimitsObserved(type=state.instance.type, limits=limits)))
+
+    async def _learn_max_pods(self) -> None:
+        """From the setting, else the Node object, else what the instance type can address."""
+        observed = MaxPodsObserved(max_pods=self._max_pods, source="setting") if self._max_pods else None
+        limits = self._writer.state.limits
+        try:
+            node = await self._kubernetes() if observed is None else None
+            capacity = await node.max_pods() if node is not None else None
+            if capacity is not None:
+                observed = MaxPodsObserved(max_pods=capacity, source="node")
+        except VpccniError as error:
+            _log.info("max_pods_unknown", reason=error.reason, detail=error.detail[:200])
+        if observed is None and limits is not None and self._writer.state.max_pods is None:
+            by_type = limits.enis_max * (limits.ipv4_per_eni - 1) + 2
+            observed = MaxPodsObserved(max_pods=by_type, source="instance type")
+        if observed is not None:
+            await self._once(lambda: self._submit(c.Observe(observed)), "log")
+
+    async def _submit(self, command: c.Command) -> None:
+        await self._writer.submit(command)
+
+    async def _look(self) -> None:
+        """One cheap reading; EC2 is asked when it disagrees with the books twice, or after a long while."""
+        now = asyncio.get_running_loop().time()
+        is_due = self.ec2_seen_at is None or now - self.ec2_seen_at > EC2_PERIOD_S
+        try:
+            macs = set(await self._imds.attached_macs())
+            self._note("imds", "")
+        except VpccniError as error:
+            self._note("imds", f"{error.reason}: {error.detail}"[:300])
+            macs = None
+        if macs is not None:
+            booked = {held.facts.mac for held in self._writer.state.enis.values() if held.phase == "attached"}
+            self._disagreements = self._disagreements + 1 if macs != booked else 0
+        if is_due or self._disagreements == 2 or self._disagreements % 20 == 19:
+            await self._once(self._read_ec2, "ec2")
+
+    async def _read_ec2(self) -> None:
+        """Describe; once more a little later if something in it is news."""
+        for _ in range(2):
+            state = self._writer.state
+            if state.instance is None:
+                raise TransientError(Reason.NODE_NOT_INITIALIZED)
+            ec2 = await self._ec2()
+            enis = await ec2.describe_attached(state.instance.id)
+            self.ec2_seen_at = asyncio.get_running_loop().time()
+            was_empty = not state.enis
+            if not any(facts.device == 0 for facts in enis):
+                raise TransientError(Reason.EC2_REFUSED, "EC2 does not list the primary ENI")
+            await self._writer.submit(c.ReadEc2(enis=enis, previous=self._previous))
+            self._previous = enis
+            if was_empty or not self._differs(enis):
+                break
+            await asyncio.sleep(SECOND_READING_S)
+        await self._on_identity()
+
+    def _differs(self, enis: tuple[EniFacts, ...]) -> bool:
+        state = self._writer.state
+        described = {facts.id: set(facts.cidrs) for facts in enis}
+        booked = {
+            held.facts.id: set(held.cidrs) if held.managed else described.get(held.facts.id, set())
+            for held in state.enis.values()
+            if held.phase == "attached" and not state.intents_on(held.facts.id)
+        }
+        return any(described.get(eni) != cidrs for eni, cidrs in booked.items()) or any(
+            eni not in state.enis for eni in described
+        )
+
+    async def _adopt_left_behind(self) -> None:
+        state = self._writer.state
+        if state.instance is None:
+            return
+        ec2 = await self._ec2()
+        enis = await ec2.describe_left_behind(state.instance.id)
+        if enis:
+            await self._writer.submit(c.AdoptLeftBehind(enis))

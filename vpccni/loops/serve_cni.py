@@ -1,0 +1,301 @@
+"""Serve the runtime: each verb from the checked call to the answer.
+
+For one sandbox (network, container id, ifname) one request is served at a time, in the order of arrival. A DEL
+that finds an ADD under way cancels it, waits until the ADD has been undone, and then succeeds.
+
+ADD: lease durable, then wired, then answered. Whatever fails in between is undone before the error is told.
+DEL: end of lease durable, then the host route removed, then answered; the veth dies with its namespace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgspec
+import structlog
+
+from vpccni.api import cni
+from vpccni.api.cni import Call, CniFault, Wired
+from vpccni.datapath.desired import pod_wiring
+from vpccni.datapath.difference import unwire, wire
+from vpccni.datapath.objects import DatapathSettings, Difference, SandboxSeen
+from vpccni.errors import Reason, Refused, VpccniError
+from vpccni.events.sandbox import SandboxWired
+from vpccni.loops.finish import finish
+from vpccni.loops.wiring import attached_enis, lease_wiring, rest_wiring
+from vpccni.loops.write import Writer
+from vpccni.model import SandboxKey
+from vpccni.planner import commands as c
+from vpccni.ports import Clock, Kernel, Spool
+from vpccni.projections.leases import Lease
+
+_log = structlog.get_logger("cni")
+
+IN_FLIGHT_MAX: Final = 2048
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """An answer: HTTP status and JSON body. 200 is success, everything else carries a CNI error."""
+
+    status: int
+    body: bytes = b"{}"
+
+
+class _Flight(msgspec.Struct):
+    lock: asyncio.Lock
+    users: int = 0
+    add: asyncio.Task[Wired] | None = None
+
+
+class CniService:
+    """The verbs."""
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        kernel: Kernel,
+        spool: Spool,
+        clock: Clock,
+        datapath: DatapathSettings,
+        add_wait_s: float,
+        not_serving: Callable[[], Refused | None],
+        on_gc: Callable[[], None],
+    ) -> None:
+        self._writer = writer
+        self._kernel = kernel
+        self._spool = spool
+        self._clock = clock
+        self._datapath = datapath
+        self._add_wait_s = add_wait_s
+        self._not_serving = not_serving
+        self._on_gc = on_gc
+        self._flights: dict[SandboxKey, _Flight] = {}
+        self._in_flight = 0
+        self.is_stopping = False
+
+    async def handle(self, body: bytes) -> Reply:
+        """Answer one request. Never raises but for cancellation: the caller went away."""
+        verb, version = "", "1.1.0"
+        if self._in_flight >= IN_FLIGHT_MAX:
+            return _fault(CniFault(Reason.TOO_BUSY, f"{IN_FLIGHT_MAX} requests under way"))
+        self._in_flight += 1
+        try:
+            call = cni.decode(body)
+            verb, version = call.verb, call.version
+            return await self._serve(call, body)
+        except CniFault as fault:
+            return _fault(fault, verb)
+        except VpccniError as error:
+            return _fault(CniFault(error.reason, error.detail, version), verb)
+        except Exception as error:  # noqa: BLE001 - nothing a client sends may end the agent; it is told and logged
+            _log.exception("request_failed", verb=verb)
+            return _fault(CniFault(Reason.INTERNAL, type(error).__name__, version), verb)
+        finally:
+            self._in_flight -= 1
+
+    async def _serve(self, call: Call, body: bytes) -> Reply:
+        match call.verb:
+            case "ADD":
+                wired = await self._add(call)
+                return Reply(200, cni.result(call.version, wired, call.previous))
+            case "DEL":
+                await self._del(call, body)
+            case "CHECK":
+                await self._check(call)
+            case "STATUS":
+                refused = self._not_serving()
+                if refused is not None:
+                    raise CniFault(refused.reason, refused.detail, call.version)
+            case _:
+                await self._gc(call)
+        return Reply(200)
+
+    # -- one at a time for each sandbox -----------------------------------------------------------
+
+    @asynccontextmanager
+    async def _turn_of(self, key: SandboxKey) -> AsyncIterator[_Flight]:
+        flight = self._flights.setdefault(key, _Flight(asyncio.Lock()))
+        flight.users += 1
+        try:
+            async with flight.lock:
+                yield flight
+        finally:
+            flight.users -= 1
+            if not flight.users:
+                self._flights.pop(key, None)
+
+    # -- ADD --------------------------------------------------------------------------------------
+
+    async def _add(self, call: Call) -> Wired:
+        if self.is_stopping:
+            raise CniFault(Reason.STOPPING, "", call.version)
+        async with self._turn_of(call.key) as flight, asyncio.TaskGroup() as group:
+            # A task of its own, so that a DEL can cancel the work and not the connection.
+            flight.add = group.create_task(self._assign_and_wire(call), name=f"add {call.key.container_id}")
+            try:
+                await asyncio.wait([flight.add])
+            finally:
+                add, flight.add = flight.add, None
+            if add.cancelled():
+                raise CniFault(Reason.CANCELLED, "", call.version)
+            error = add.exception()
+            if isinstance(error, VpccniError):
+                raise CniFault(error.reason, error.detail, call.version) from error
+            return add.result()
+        raise CniFault(Reason.INTERNAL, "", call.version)
+
+    async def _assign_and_wire(self, call: Call) -> Wired:
+        is_repeated = self._writer.state.lease_of(call.key) is not None
+        was_wired = False
+        try:
+            decision = await self._writer.submit(
+                c.Add(key=call.key, pod=call.pod, netns=call.netns), wait_s=self._add_wait_s
+            )
+            lease = self._writer.state.leases[decision.lease]
+            was_wired = True
+            seen = await self._wire(lease, call.netns)
+        except asyncio.CancelledError:
+            await self._undo(call, Reason.CANCELLED, "", is_repeated, was_wired)
+            raise
+        except VpccniError as error:
+            # A failed wiring was undone by the kernel adapter itself: no packet carried the address.
+            await self._undo(call, error.reason, error.detail, is_repeated, was_wired=False)
+            raise
+        return Wired(
+            host_ifname=seen.host_ifname,
+            host_mac=seen.host_mac,
+            pod_mac=seen.pod_mac,
+            ifname=call.key.ifname,
+            netns=call.netns,
+            mtu=self._datapath.pod_mtu,
+            bindings=lease.bindings,
+        )
+
+    async def _wire(self, lease: Lease, netns: str) -> SandboxSeen:
+        wiring = lease_wiring(lease, netns)
+        enis = attached_enis(self._writer.state)
+        # Shielded: half a wiring cannot be undone by somebody who does not know how far it came.
+        applied = await finish(self._kernel.apply(wire(wiring, enis, self._datapath)), "wire")
+        seen = applied.sandboxes[lease.id]
+        self._writer.post(
+            c.NoteWired(
+                SandboxWired(
+                    lease=lease.id,
+                    host_ifname=seen.host_ifname,
+                    host_ifindex=seen.host_ifindex,
+                    alias=seen.alias,
+                    host_mac=seen.host_mac,
+                    pod_mac=seen.pod_mac,
+                    netns=netns,
+                    netns_inode=seen.netns_inode,
+                )
+            )
+        )
+        return seen
+
+    async def _undo(
+        self, call: Call, reason: Reason, detail: str, is_repeated: bool, was_wired: bool
+    ) -> None:
+        """Take back what an ADD did; a lease that may have been acknowledged before stays."""
+        refuse = c.RefuseAdd(
+            key=call.key,
+            pod=call.pod,
+            reason=reason,
+            detail=detail[:500],
+            ends_lease=not is_repeated,
+            was_wired=was_wired,
+        )
+        if is_repeated or reason in (Reason.STOPPING, Reason.TOO_BUSY, Reason.TOO_MANY_WAITING):
+            self._writer.post(refuse)
+            return
+        await finish(self._take_back(call.key, refuse), "undo")
+
+    async def _take_back(self, key: SandboxKey, refuse: c.RefuseAdd) -> None:
+        try:
+            await self._writer.submit(refuse)
+            if refuse.was_wired:
+                for rest in [held for held in self._writer.state.standing.values() if held.key == key]:
+                    await self._kernel.apply(unwire(rest_wiring(rest)))
+        except VpccniError as error:
+            # The lease stays open in the log: kubelet's DEL, or the lease sweep, ends it.
+            _log.error("undo_failed", container_id=key.container_id, reason=error.reason, detail=error.detail)
+
+    # -- DEL --------------------------------------------------------------------------------------
+
+    async def _del(self, call: Call, body: bytes) -> None:
+        flight = self._flights.get(call.key)
+        if flight is not None and flight.add is not None:
+            flight.add.cancel()
+        async with self._turn_of(call.key):
+            await finish(self._end(call, body), "del")
+
+    async def _end(self, call: Call, body: bytes) -> None:
+        lease = self._writer.state.lease_of(call.key)
+        try:
+            decision = await self._writer.submit(
+                c.EndLease(key=call.key, cause="del", witnesses=("runtime",))
+            )
+        except VpccniError as error:
+            # The log takes nothing just now: the DEL is kept where the executable keeps it, too.
+            _log.error("del_spooled", reason=error.reason, detail=error.detail)
+            await self._spool.write(body, self._clock.now())
+            return
+        if not decision.lease or lease is None:
+            return
+        try:
+            await self._kernel.apply(unwire(lease_wiring(lease)))
+        except VpccniError as error:
+            _log.warning("unwire_failed", lease=lease.id, reason=error.reason, detail=error.detail)
+
+    # -- CHECK, GC --------------------------------------------------------------------------------
+
+    async def _check(self, call: Call) -> None:
+        async with self._turn_of(call.key):
+            lease = self._writer.state.lease_of(call.key)
+            if lease is None:
+                raise CniFault(Reason.UNKNOWN_CONTAINER, call.key.container_id, call.version)
+            problems = _result_problems(call, lease)
+            pod = pod_wiring(lease_wiring(lease, call.netns), self._datapath)
+            applied = await self._kernel.apply(Difference(probe=(pod,)))
+            problems += applied.probed[lease.id].problems
+            if problems:
+                raise CniFault(Reason.CHECK_FAILED, "; ".join(problems), call.version)
+
+    async def _gc(self, call: Call) -> None:
+        """The runtime's list is one witness: what is not on it is quarantined, the sweep looks for a second."""
+        if call.valid is None:
+            return
+        for lease in list(self._writer.state.leases.values()):
+            if lease.key.network != call.key.network:
+                continue
+            if (lease.key.container_id, lease.key.ifname) not in call.valid:
+                await self._writer.submit(
+                    c.NoteWitness(lease=lease.id, witness="gc", is_alive=False, detail="not in the GC list")
+                )
+        self._on_gc()
+
+    # -- stopping ---------------------------------------------------------------------------------
+
+    async def wait_idle(self) -> None:
+        """Until no request is under way."""
+        while self._in_flight:
+            await asyncio.sleep(0.01)
+
+
+def _result_problems(call: Call, lease: Lease) -> tuple[str, ...]:
+    """Where the runtime's cached result and the lease disagree (CNI spec 1.1, CHECK)."""
+    if call.previous is None:
+        return ()
+    told = {str(entry.get("address", "")).partition("/")[0] for entry in call.previous.get("ips") or []}
+    return tuple(
+        f"{binding.address} is not in prevResult" for binding in lease.bindings if binding.address not in told
+    )
+
+
+def _fault(fault: CniFault, verb: str = "") -> Reply:
+    status = 503 if cni.code_of(fault.reason, verb) in (cni.CODE_TRY_AGAIN, cni.CODE_NOT_AVAILABLE) else 400
+    return Reply(status, cni.fault_body(fault.version, fault.reason, fault.detail, verb))
