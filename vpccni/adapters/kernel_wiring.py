@@ -6,8 +6,8 @@ error names the step and the errno. Steps that find their object in place go on,
 No dump is made unless something is in the way.
 
 Order, and why: the veth first, both ends in place by one message; then the host end's alias, which makes it
-ours for whoever looks, with which it goes up; the pod's address and routes; the from-rule before the host route, so that
-no answer of the pod leaves by the wrong ENI.
+ours for whoever looks, with which it goes up; the pod's address and routes; the from-rule before the host
+route, so that no answer of the pod leaves by the wrong ENI.
 """
 
 from __future__ import annotations
