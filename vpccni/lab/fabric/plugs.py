@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
@@ -70,6 +71,7 @@ class FabricError(Exception):
     """The fabric was asked for what cannot be, such as an ENI plugged twice. Nothing was changed."""
 
 
+@lru_cache(maxsize=16384)  # a change names all addresses of an ENI, nearly all of them as before
 def network_of(cidr: str) -> str:
     """Write an address or a CIDR in the one way that the fabric compares: ``10.0.0.5`` is ``10.0.0.5/32``.
 
