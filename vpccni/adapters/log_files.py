@@ -205,7 +205,7 @@ class LogFiles:
         Returns:
             What was done, for the message.
         """
-        originals = [one for one in (self.main, self.wal) if one.exists()]
+        originals = self._originals()
         if not originals:
             return "there was nothing to copy"
         for known in sorted(self.main.parent.glob(f"{self.main.name}.quarantine-*Z*")):
@@ -224,6 +224,11 @@ class LogFiles:
             return f"no copy could be made: {error}"
         return f"a copy is kept as {copy.name}"
 
+    def _originals(self) -> list[Path]:
+        return [
+            one for one in (self.main, self.wal) if one.exists() and (one == self.main or self.wal_bytes())
+        ]
+
     def _quarantine_name(self) -> Path:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         name = self.main.with_name(f"{self.main.name}.quarantine-{stamp}")
@@ -236,9 +241,8 @@ class LogFiles:
     def _is_copy(self, known: Path) -> bool:
         for original, suffix in ((self.main, ""), (self.wal, "-wal")):
             copy = known.with_name(known.name + suffix)
-            if original.exists() != copy.exists():
-                return False
-            if original.exists() and not filecmp.cmp(original, copy, shallow=False):
+            is_there = original in self._originals()
+            if is_there != copy.exists() or (is_there and not filecmp.cmp(original, copy, shallow=False)):
                 return False
         return True
 
@@ -319,8 +323,12 @@ class LogFiles:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that cannot write, not even by closing: the -wal is left as it is."""
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    """A connection that cannot write, not even by closing: the -wal is left as it is.
+
+    Without a -wal no file is made beside the database either. The caller holds the lock of the log.
+    """
+    mode = "mode=ro" if LogFiles(path).wal_bytes() else "mode=ro&immutable=1"
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
     try:
         connection.execute("PRAGMA busy_timeout = 250")
         yield connection

@@ -56,7 +56,14 @@ from vpccni.adapters.log_schema import (
     migrate,
     migrations_dir,
 )
-from vpccni.adapters.log_verify import Head, Start, check_schema, damage_translated, read_start
+from vpccni.adapters.log_verify import (
+    Head,
+    Start,
+    check_integrity,
+    check_schema,
+    damage_translated,
+    read_start,
+)
 from vpccni.errors import (
     InvariantBrokenError,
     OutcomeUnknownError,
@@ -251,7 +258,7 @@ class SqliteLog:
                 found = read_start(connection, schema)
                 is_torn = files.check_wal(last)
                 if self._is_suspect:
-                    _check_integrity(connection)
+                    check_integrity(connection)
             files.restore_reserve()
         except LogDamageError as error:
             copied = files.quarantine()
@@ -454,17 +461,3 @@ def _hold(path: Path) -> sqlite3.Connection:
     with contextlib.suppress(sqlite3.Error):
         guard.execute("SELECT count(*) FROM sqlite_master").fetchone()
     return guard
-
-
-def _check_integrity(connection: sqlite3.Connection) -> None:
-    """Read the whole file, after SQLite found a page corrupt that no event is on.
-
-    Raises:
-        LogDamageError: With SQLite's own words.
-    """
-    try:
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.Error as error:
-        verdict = str(error)
-    if verdict != "ok":
-        raise LogDamageError(f"SQLite finds it corrupt: {verdict}")

@@ -152,7 +152,11 @@ def floor_of(connection: sqlite3.Connection) -> Head:
             "SELECT last_seq, head_hash FROM segment WHERE last_seq < ? ORDER BY last_seq DESC LIMIT 1",
             (2**63 - 1 if first is None else first,),
         ).fetchone()
-    return Head(Seq(0), GENESIS) if row is None else Head(Seq(row[0]), bytes(row[1]))
+    if row is None:
+        return Head(Seq(0), GENESIS)
+    if not isinstance(row[1], bytes):
+        raise LogDamageError("the hash of a segment is not bytes", row[0])
+    return Head(Seq(row[0]), row[1])
 
 
 def head_of(connection: sqlite3.Connection) -> Head:
@@ -169,9 +173,21 @@ def snapshots_of(connection: sqlite3.Connection) -> Iterator[Snapshot]:
     query = "SELECT seq, head_hash, records, digest FROM snapshot ORDER BY seq DESC"
     with damage_translated():
         for row in connection.execute(query):
-            if tuple(map(type, row)) != (int, bytes, bytes, bytes):
-                raise LogDamageError("a snapshot holds something of the wrong type")
-            yield Snapshot(seq=Seq(row[0]), head_hash=row[1], records=row[2], digest=row[3])
+            # What is not bytes cannot match its digest: the snapshot is bad, the log may be good.
+            head_hash, records, digest = (one if isinstance(one, bytes) else b"" for one in row[1:])
+            yield Snapshot(seq=Seq(row[0]), head_hash=head_hash, records=records, digest=digest)
+
+
+def check_integrity(connection: sqlite3.Connection) -> None:
+    """Let SQLite read every page of the file.
+
+    Raises:
+        LogDamageError: With SQLite's own words.
+    """
+    with damage_translated():
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise LogDamageError(f"SQLite finds it corrupt: {verdict}")
 
 
 def _base_of(connection: sqlite3.Connection, last: int, notes: list[str]) -> tuple[tuple[Record, ...], Head]:
@@ -203,6 +219,9 @@ def read_start(connection: sqlite3.Connection, schema: int) -> Start:
     """
     notes: list[str] = []
     last = head_of(connection).seq
+    if not last:
+        # An empty log is small, so that it costs nothing to see that no page of a fuller one lies around.
+        check_integrity(connection)
     base, at = _base_of(connection, last, notes)
     tail = []
     for stored in chained(events_after(connection, at.seq), at.seq, at.hash):

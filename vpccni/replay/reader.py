@@ -30,7 +30,9 @@ from vpccni.adapters.log_format import (
     unpack_snapshot,
 )
 from vpccni.adapters.log_verify import (
+    check_integrity,
     check_schema,
+    damage_translated,
     events_after,
     events_of_subject,
     floor_of,
@@ -188,14 +190,10 @@ class LogFile:
         """What is no event: that the log is as long as it says, its index, its pages."""
         if at != last:
             raise LogDamageError(f"is missing (the log claims to end at {last})", at + 1)
-        try:
-            (verdict,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
+        check_integrity(self._connection)
+        with damage_translated():
             query = "SELECT seq FROM event_subject WHERE seq > ? LIMIT 1"
             stray = self._connection.execute(query, (head_of(self._connection).seq,)).fetchone()
-        except sqlite3.Error as error:
-            raise LogDamageError(f"SQLite cannot read it: {error}") from error
-        if verdict != "ok":
-            raise LogDamageError(f"SQLite finds it corrupt: {verdict}")
         if stray is not None:
             raise LogDamageError("is missing, the subject index names it", stray[0])
 
