@@ -63,6 +63,7 @@ _RTA_ENCAP: Final = 22
 _RTPROT_STATIC: Final = 4
 _RTN_UNICAST: Final = 1
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
+_RTM_F_LOOKUP_TABLE: Final = 0x1000
 _RTM_F_FIB_MATCH: Final = 0x2000
 _RTM_F_CLONED: Final = 0x200
 
@@ -283,7 +284,7 @@ def _route(table: int, dst: Cidr, ifindex: int, gateway: Address, *, is_new: boo
 
 def matching_route(address: str) -> bytes:
     """Body of RTM_GETROUTE: the table entry that a packet to this address would take."""
-    body = _RTMSG.pack(_AF_INET, 32, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
+    body = _RTMSG.pack(_AF_INET, 32, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH | _RTM_F_LOOKUP_TABLE)
     return body + attr(_RTA_DST, _packed(address))
 
 

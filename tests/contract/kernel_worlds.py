@@ -1,0 +1,224 @@
+"""A node and its sandboxes, for the kernel port's suite: one in memory, one in real network namespaces.
+
+A real namespace is held by a descriptor alone and named by a link to ``/proc/<pid>/fd/<n>``: nothing is
+mounted, and whatever happens to the process, the kernel removes the namespace with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pytest
+
+from tests.fakes.kernel import FakeInterface, FakeKernel
+from vpccni.adapters.kernel import NetlinkKernel
+from vpccni.datapath.objects import Rule
+from vpccni.ports import Kernel
+
+Fault = Callable[[str], None]
+_libc = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNET = 0x40000000
+
+
+class World(Protocol):
+    """The outside of the port: what a test may do to a node besides calling it."""
+
+    async def open(self, fault: Fault | None = None) -> Kernel: ...
+    def add_netns(self) -> str: ...
+    def remove_netns(self, path: str) -> None: ...
+    def add_foreign_interface(self, path: str, ifname: str) -> None: ...
+    def plug(self, mac: str, ifname: str, alias: str = "") -> None: ...
+    def unplug(self, mac: str, ifname: str) -> None: ...
+    def add_rule(self, rule: Rule) -> None: ...
+    def forget_alias(self, ifname: str) -> None: ...
+    def dump(self, *paths: str) -> object: ...
+    def own_netns(self) -> str: ...
+    async def close(self) -> None: ...
+
+
+class FakeWorld:
+    """The node in memory."""
+
+    def __init__(self) -> None:
+        self.kernel = FakeKernel()
+        self._count = 0
+
+    async def open(self, fault: Fault | None = None) -> Kernel:
+        self.kernel.fault = fault
+        return self.kernel
+
+    def add_netns(self) -> str:
+        self._count += 1
+        path = f"/run/netns/{self._count}"
+        self.kernel.add_netns(path)
+        return path
+
+    def remove_netns(self, path: str) -> None:
+        self.kernel.remove_netns(path)
+
+    def add_foreign_interface(self, path: str, ifname: str) -> None:
+        interface = FakeInterface(ifindex=9, mac="02:00:00:00:ff:01", mtu=1500)
+        self.kernel.state.netns[path].interfaces[ifname] = interface
+
+    def plug(self, mac: str, ifname: str, alias: str = "") -> None:
+        self.kernel.plug(mac, ifname, kind="veth", alias=alias)
+
+    def unplug(self, mac: str, ifname: str) -> None:
+        self.kernel.unplug(mac)
+
+    def add_rule(self, rule: Rule) -> None:
+        self.kernel.state.rules.append(rule)
+
+    def forget_alias(self, ifname: str) -> None:
+        links = self.kernel.state.links
+        index = next(index for index, link in links.items() if link.ifname == ifname)
+        links[index] = type(links[index])(
+            **{name: getattr(links[index], name) for name in links[index].__struct_fields__} | {"alias": ""}
+        )
+
+    def dump(self, *paths: str) -> object:
+        return self.kernel.dump()
+
+    def own_netns(self) -> str:
+        pytest.skip("the fake lives in no namespace")
+
+    async def close(self) -> None:
+        pass
+
+
+class RealWorld:
+    """The node and its sandboxes as network namespaces of the kernel that the test runs on."""
+
+    def __init__(self) -> None:
+        self._names = tempfile.TemporaryDirectory(prefix="vpccni-netns-")
+        self._descriptors: dict[str, int] = {}
+        self._kernels: list[NetlinkKernel] = []
+        self._count = 0
+        self.node = self._make()
+        self.outside = self._make()
+        sh(
+            self.node,
+            "ip link set lo up; echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6;"
+            "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6",
+        )
+
+    def _make(self) -> str:
+        descriptor = new_netns()
+        self._count += 1
+        path = f"{self._names.name}/{self._count}"
+        os.symlink(f"/proc/{os.getpid()}/fd/{descriptor}", path)
+        self._descriptors[path] = descriptor
+        return path
+
+    async def open(self, fault: Fault | None = None) -> NetlinkKernel:
+        kernel = await NetlinkKernel.open(self.node, fault=fault)
+        self._kernels.append(kernel)
+        return kernel
+
+    def add_netns(self) -> str:
+        return self._make()
+
+    def remove_netns(self, path: str) -> None:
+        os.unlink(path)
+        os.close(self._descriptors.pop(path))
+
+    def add_foreign_interface(self, path: str, ifname: str) -> None:
+        self._count += 1
+        sh(path, f"ip link add {ifname} type veth peer name far{self._count} netns {self.outside}")
+
+    def plug(self, mac: str, ifname: str, alias: str = "") -> None:
+        self._count += 1
+        far = f"far{self._count}"
+        script = f"ip link add {ifname} address {mac} type veth peer name {far} netns {self.outside}"
+        sh(self.node, script + (f"; ip link set {ifname} alias '{alias}'" if alias else ""))
+        sh(self.outside, f"ip link set {far} up")
+
+    def unplug(self, mac: str, ifname: str) -> None:
+        sh(self.node, f"ip link del {ifname}")
+
+    def add_rule(self, rule: Rule) -> None:
+        words = [f"pref {rule.priority}", f"lookup {rule.table}"]
+        words += [f"from {rule.src}"] if rule.src else []
+        words += [f"to {rule.dst}"] if rule.dst else []
+        sh(self.node, f"ip rule add {' '.join(words)}")
+
+    def forget_alias(self, ifname: str) -> None:
+        sh(self.node, f"ip link set {ifname} alias ''")
+
+    def dump(self, *paths: str) -> object:
+        return [dump_netns(path) for path in (self.node, *paths)]
+
+    def own_netns(self) -> str:
+        return self.node
+
+    async def close(self) -> None:
+        for kernel in self._kernels:
+            await kernel.close()
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._names.cleanup()
+
+
+def new_netns() -> int:
+    """A descriptor of a new network namespace; skips the test where none can be made."""
+    made: list[int] = []
+    failed: list[int] = []
+
+    def make() -> None:
+        if _libc.unshare(_CLONE_NEWNET) != 0:
+            failed.append(ctypes.get_errno())
+            return
+        made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    if failed:
+        pytest.skip(
+            f"a network namespace cannot be made here: {os.strerror(failed[0])} (needs CAP_SYS_ADMIN)"
+        )
+    return made[0]
+
+
+def sh(path: str, script: str) -> str:
+    """Run a script in a namespace and return what it prints; its failure fails the test."""
+    done = subprocess.run(
+        ["nsenter", f"--net={path}", "--", "sh", "-ec", script], capture_output=True, text=True, timeout=20
+    )
+    if done.returncode != 0:
+        pytest.fail(f"{script}\n{done.stderr}")
+    return done.stdout
+
+
+_DUMP = """
+for what in 'addr show' 'link show' 'route show table all' 'rule show' 'neigh show nud permanent'; do
+  ip -j -d -4 $what; echo
+done
+nft list ruleset
+"""
+
+
+def dump_netns(path: str) -> list[Any]:
+    """Links, addresses, routes of all tables, rules, neighbours and nft of a namespace, in full.
+
+    All but what the kernel changes by itself a moment after a link was made: carrier and queueing.
+    """
+    parts: list[Any] = []
+    for line in sh(path, _DUMP).splitlines():
+        parts.append(json.loads(line, object_hook=_steady) if line.startswith("[") else line)
+    return parts
+
+
+def _steady(found: dict[str, Any]) -> dict[str, Any]:
+    steady = {key: value for key, value in found.items() if key not in ("operstate", "qdisc")}
+    flags = steady.get("flags")
+    if isinstance(flags, list):
+        steady["flags"] = sorted(set(flags) - {"LOWER_UP", "NO-CARRIER", "linkdown"})
+    return steady
