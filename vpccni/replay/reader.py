@@ -80,7 +80,8 @@ class ChainReport(msgspec.Struct, frozen=True, kw_only=True):
 class LogFile:
     """An open log. A context manager; iterators end with it.
 
-    Every method may raise ``PermanentError`` (``log_damaged``), also in the middle of an iteration.
+    Every method may raise ``PermanentError`` (``log_damaged``), also in the middle of an iteration. While
+    an iterator is under way, all methods see the log as it was at its beginning.
 
     Attributes:
         path: The file as it was named.
@@ -192,8 +193,12 @@ class LogFile:
             raise LogDamageError(f"is missing (the log claims to end at {last})", at + 1)
         check_integrity(self._connection)
         with damage_translated():
-            query = "SELECT seq FROM event_subject WHERE seq > ? LIMIT 1"
-            stray = self._connection.execute(query, (head_of(self._connection).seq,)).fetchone()
+            # One statement, hence one view: an agent may append between two.
+            stray = self._connection.execute(
+                "SELECT seq FROM event_subject WHERE seq > max("
+                "coalesce((SELECT max(seq) FROM event), 0), coalesce((SELECT max(last_seq) FROM segment), 0)"
+                ") LIMIT 1"
+            ).fetchone()
         if stray is not None:
             raise LogDamageError("is missing, the subject index names it", stray[0])
 
