@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.fakes.ec2 import serving
 from tests.fakes.kubernetes import FakeKubernetesNode
 from vpccni.adapters import kubernetes
-from vpccni.adapters.kubernetes import ApiServerNode, ServiceAccountAccess, api_server_node
+from vpccni.adapters.kubernetes import ApiServerNode, ServiceAccountAccess, open_node
 from vpccni.errors import TransientError
 
 
@@ -228,7 +228,7 @@ users: [{name: one, user: {token: from-the-file}}]
 @pytest.mark.slow
 async def test_a_kubeconfig_gives_url_and_token(kmock: Any, tmp_path: Path) -> None:
     (tmp_path / "config").write_text(KUBECONFIG % str(kmock.url).rstrip("/"))
-    api = api_server_node(node="n1", environ={"KUBECONFIG": str(tmp_path / "config")})
+    api = await open_node("n1", environ={"KUBECONFIG": str(tmp_path / "config")})
     assert api is not None
     kmock["get /api/v1/nodes/n1"] << node({"pods": "8"})
     assert await api.max_pods() == 8
@@ -240,9 +240,7 @@ async def test_a_kubeconfig_gives_url_and_token(kmock: Any, tmp_path: Path) -> N
 @pytest.mark.slow
 async def test_the_cluster_endpoint_wins_over_the_kubeconfig(kmock: Any, tmp_path: Path) -> None:
     (tmp_path / "config").write_text(KUBECONFIG % "http://127.0.0.1:1")
-    api = api_server_node(
-        node="n1", cluster_endpoint=str(kmock.url), environ={"KUBECONFIG": str(tmp_path / "config")}
-    )
+    api = await open_node("n1", endpoint=str(kmock.url), environ={"KUBECONFIG": str(tmp_path / "config")})
     assert api is not None
     kmock["get /api/v1/nodes/n1"] << node({"pods": "8"})
     assert await api.max_pods() == 8
@@ -253,7 +251,7 @@ async def test_the_cluster_endpoint_wins_over_the_kubeconfig(kmock: Any, tmp_pat
 async def test_a_kubeconfig_that_cannot_be_used_is_transient(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("contexts: []\n")
     for path in (tmp_path / "config", tmp_path / "absent"):
-        api = api_server_node(node="n1", environ={"KUBECONFIG": str(path)})
+        api = await open_node("n1", environ={"KUBECONFIG": str(path)})
         assert api is not None
         with pytest.raises(TransientError):
             await api.max_pods()
@@ -263,9 +261,9 @@ async def test_a_kubeconfig_that_cannot_be_used_is_transient(tmp_path: Path) -> 
 IN_POD = {"KUBERNETES_SERVICE_HOST": "10.1.0.1", "KUBERNETES_SERVICE_PORT": "443"}
 
 
-def test_without_any_configuration_there_is_no_port() -> None:
-    assert api_server_node(node="n1", environ={}) is None
-    assert api_server_node(node="", environ=IN_POD) is None
+async def test_without_any_configuration_there_is_no_port() -> None:
+    assert await open_node("n1", environ={}) is None
+    assert await open_node("", environ=IN_POD) is None
 
 
 @pytest.mark.parametrize(
@@ -277,10 +275,10 @@ def test_without_any_configuration_there_is_no_port() -> None:
         ({**IN_POD, "KUBERNETES_SERVICE_HOST": "fd00::1"}, "", "https://[fd00::1]:443"),
     ],
 )
-def test_in_a_pod_the_url_is_the_service_unless_an_endpoint_is_given(
+async def test_in_a_pod_the_url_is_the_service_unless_an_endpoint_is_given(
     environ: dict[str, str], endpoint: str, url: str, tmp_path: Path
 ) -> None:
-    api = api_server_node(node="n1", cluster_endpoint=endpoint, environ=environ, service_account=tmp_path)
+    api = await open_node("n1", endpoint=endpoint, environ=environ, service_account=tmp_path)
     assert api is not None
     assert isinstance(api._source, ServiceAccountAccess)
     assert api._source._url == url
@@ -288,7 +286,7 @@ def test_in_a_pod_the_url_is_the_service_unless_an_endpoint_is_given(
 
 def test_the_library_with_all_its_models_is_not_imported_in_a_pod() -> None:
     code = (
-        "import sys; from vpccni.adapters.kubernetes import api_server_node as a; "
-        f"a(node='n1', environ={IN_POD!r}); sys.exit('kubernetes_asyncio' in sys.modules)"
+        "import asyncio, sys; from vpccni.adapters.kubernetes import open_node as a; "
+        f"asyncio.run(a('n1', environ={IN_POD!r})); sys.exit('kubernetes_asyncio' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -195,18 +195,18 @@ class ApiServerNode:
         return self._access
 
 
-def api_server_node(
-    *,
+async def open_node(
     node: str,
-    cluster_endpoint: str = "",
+    *,
+    endpoint: str = "",
     environ: Mapping[str, str] = os.environ,
     service_account: Path = SERVICE_ACCOUNT,
 ) -> ApiServerNode | None:
-    """The port, by ``KUBECONFIG`` if that is set, else by the pod's service account.
+    """The port, connected to nothing yet: by ``KUBECONFIG`` if that is set, else by the pod's service account.
 
     Args:
         node: The name of our Node.
-        cluster_endpoint: URL to use in place of the one that the configuration holds.
+        endpoint: URL to use in place of the one that the configuration holds.
         environ: Where ``KUBECONFIG`` and ``KUBERNETES_SERVICE_HOST`` and ``_PORT`` are looked up.
         service_account: Directory of ``token`` and ``ca.crt``.
 
@@ -216,11 +216,11 @@ def api_server_node(
     if not node:
         return None
     if environ.get("KUBECONFIG"):
-        return ApiServerNode(node, KubeconfigAccess(environ["KUBECONFIG"], cluster_endpoint))
+        return ApiServerNode(node, KubeconfigAccess(environ["KUBECONFIG"], endpoint))
     host, port = environ.get("KUBERNETES_SERVICE_HOST", ""), environ.get("KUBERNETES_SERVICE_PORT", "")
     if host and port:
         url = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-        return ApiServerNode(node, ServiceAccountAccess(cluster_endpoint or url, service_account))
+        return ApiServerNode(node, ServiceAccountAccess(endpoint or url, service_account))
     return None
 
 
