@@ -35,10 +35,8 @@ STATUS = {
 def _range(row: Setting) -> str:
     if row.status is Status.PASSED_THROUGH or row.kind.range == "any text":
         return ""
-    if row.built is None:
-        text = row.kind.range
-    else:
-        text = "only " + " or ".join(_written(value) for value in row.built)
+    only = [_written(value) for value in row.built or ()]
+    text = "only " + " or ".join(only) if only else row.kind.range
     return f"{text}, or refused" if row.refuses else text
 
 

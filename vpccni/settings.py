@@ -220,6 +220,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "debug"
     plugin_log_file: str = "/var/log/aws-routed-eni/plugin.log"
     plugin_log_level: str = "debug"
+    cni_bin_dir: str = "/host/opt/cni/bin"
     region: str = ""
     ec2_endpoint: str = ""
     imds_endpoint: str = ""
@@ -356,8 +357,9 @@ TABLE: Final[tuple[Setting, ...]] = (
         "Files",
         _no_effect("AWS_VPC_K8S_CNI_BACKING_STORE", _TEXT, "/var/run/aws-node/ipam.json",
                    "Leases are in the event log (`vpccni agent --state-dir`)."),
-        _no_effect("HOST_CNI_BIN_PATH", _TEXT, "/host/opt/cni/bin",
-                   "Say `vpccni install --bin`.", warns=True),
+        _supported("HOST_CNI_BIN_PATH", "cni_bin_dir", _TEXT, "/host/opt/cni/bin",
+                   "Where the agent sees the node's CNI executables: portmap goes into the conflist only if it "
+                   "is there. `vpccni install --bin` puts ours in place."),
         _no_effect("HOST_CNI_CONFDIR_PATH", _TEXT, "/host/etc/cni/net.d",
                    "Say `--conf` (install) or `--install-conf` (agent).", warns=True),
         _no_effect("AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE", _TEXT,

@@ -1,0 +1,165 @@
+"""The manifest asks for what the agent needs, no less and no more, under the original's names."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.deploy_manifest import (
+    DEPLOY,
+    agent_command,
+    agent_environment,
+    container,
+    deploy_manifest,
+    pod_spec,
+)
+from vpccni.adapters.cni_files import SOCKET_DEFAULT, SPOOL_DEFAULT
+from vpccni.settings import TABLE, Settings, Status, read_settings
+
+REPO = DEPLOY.parent
+ENVIRONMENT = agent_environment(nodeName="node-1", name="aws-node-x")
+CONTAINERS = ["ip-forward", "aws-vpc-cni-init", "aws-node"]
+
+
+def mounts(name):
+    volumes = {volume["name"]: volume["hostPath"]["path"] for volume in pod_spec()["volumes"]}
+    return {mount["mountPath"]: volumes[mount["name"]] for mount in container(name).get("volumeMounts", [])}
+
+
+def flag(command, name):
+    return command[command.index(name) + 1]
+
+
+def test_it_takes_the_originals_place():
+    documents = deploy_manifest()
+    assert set(documents) == {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"}
+    for kind, document in documents.items():
+        assert document["metadata"]["name"] == "aws-node"
+        if not kind.startswith("Cluster"):
+            assert document["metadata"]["namespace"] == "kube-system"
+    daemon_set = documents["DaemonSet"]["spec"]
+    assert daemon_set["selector"]["matchLabels"] == {"k8s-app": "aws-node"}
+    assert daemon_set["template"]["metadata"]["labels"]["k8s-app"] == "aws-node"
+    assert daemon_set["updateStrategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxUnavailable": "10%"},
+    }
+    spec = pod_spec()
+    assert spec["hostNetwork"] is True
+    assert spec["priorityClassName"] == "system-node-critical"
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert spec["terminationGracePeriodSeconds"] == 10
+    assert spec["serviceAccountName"] == documents["ServiceAccount"]["metadata"]["name"]
+    assert documents["ClusterRoleBinding"]["roleRef"]["name"] == documents["ClusterRole"]["metadata"]["name"]
+
+
+def test_every_variable_is_in_the_table_and_has_an_effect_or_is_a_name():
+    rows = {row.name: row for row in TABLE}
+    assert set(ENVIRONMENT) <= set(rows)
+    idle = {name for name in ENVIRONMENT if rows[name].status is Status.NO_EFFECT}
+    assert idle <= {"MY_POD_NAME"}
+
+
+def test_its_environment_is_the_defaults_and_warns_of_nothing():
+    assert read_settings(ENVIRONMENT) == Settings(node_name="node-1", log_level="info")
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_path_of_a_command_is_mounted(name):
+    spec = container(name)
+    probes = [
+        spec[probe]["exec"]["command"] for probe in ("livenessProbe", "readinessProbe") if probe in spec
+    ]
+    for word in [part for command in [spec["command"], *probes] for part in command]:
+        if word.startswith("/"):
+            assert any(Path(word).is_relative_to(path) for path in mounts(name)), word
+
+
+def test_what_the_host_and_the_agent_name_alike_lies_at_the_same_place():
+    alike = mounts("aws-node")
+    for path in ("/var/run/aws-node", "/run/netns"):
+        assert alike[path] == path
+    assert alike["/var/run/netns"] == "/run/netns"
+    run_dir = flag(agent_command(), "--run-dir")
+    assert Path(SOCKET_DEFAULT).is_relative_to(run_dir)
+    assert Path(SPOOL_DEFAULT).is_relative_to(run_dir)
+
+
+def test_the_log_is_on_the_nodes_disk_and_not_in_the_run_directory():
+    state_dir = flag(agent_command(), "--state-dir")
+    assert mounts("aws-node")[state_dir] == "/var/lib/aws-node"
+
+
+def test_namespaces_that_are_mounted_later_are_seen():
+    for mount in container("aws-node")["volumeMounts"]:
+        if mount["name"] == "netns-dir":
+            assert mount["mountPropagation"] == "HostToContainer"
+
+
+def test_what_is_only_looked_at_is_read_only():
+    read_only = {each["mountPath"] for each in container("aws-node")["volumeMounts"] if each.get("readOnly")}
+    assert read_only == {"/host/opt/cni/bin", "/var/lib/cni"}
+
+
+def test_the_executable_and_the_conflist_go_where_the_runtime_looks():
+    assert container("aws-vpc-cni-init")["command"] == ["vpccni", "install", "--bin", "/host/opt/cni/bin"]
+    assert mounts("aws-vpc-cni-init")["/host/opt/cni/bin"] == "/opt/cni/bin"
+    assert mounts("aws-node")[flag(agent_command(), "--install-conf")] == "/etc/cni/net.d"
+    assert mounts("aws-node")[read_settings(ENVIRONMENT).cni_bin_dir] == "/opt/cni/bin"
+
+
+def test_only_the_line_that_writes_to_proc_is_privileged():
+    for name in CONTAINERS:
+        assert container(name)["securityContext"].get("privileged", False) is (name == "ip-forward")
+    assert container("aws-node")["securityContext"]["capabilities"] == {
+        "drop": ["ALL"],
+        "add": ["NET_ADMIN", "SYS_ADMIN"],
+    }
+
+
+def test_the_probes_ask_the_socket_that_the_agent_serves():
+    socket = f"{flag(agent_command(), '--run-dir')}/vpccni.sock"
+    for probe, path, delay in (("livenessProbe", "healthz", 60), ("readinessProbe", "readyz", 1)):
+        asked = container("aws-node")[probe]
+        assert asked["exec"]["command"] == ["vpccni", "probe", path, "--socket", socket]
+        assert (asked["initialDelaySeconds"], asked["timeoutSeconds"]) == (delay, 10)
+
+
+def test_the_cluster_role_allows_what_the_kubernetes_adapter_asks():
+    rules = deploy_manifest()["ClusterRole"]["rules"]
+    allowed = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+    assert allowed == {("nodes", "get"), ("pods", "list")}
+
+
+def test_the_policy_allows_exactly_the_calls_that_the_ec2_adapter_makes():
+    statements = json.loads((DEPLOY / "iam-policy.json").read_text())["Statement"]
+    allowed = set()
+    for statement in statements:
+        actions = statement["Action"]
+        allowed |= {actions} if isinstance(actions, str) else set(actions)
+    source = "".join(path.read_text() for path in sorted((REPO / "vpccni" / "adapters" / "ec2").glob("*.py")))
+    verbs = "Describe|Create|Attach|Modify|Assign|Unassign|Detach|Delete"
+    nouns = "NetworkInterfaces?|NetworkInterfaceAttribute|PrivateIpAddresses|Subnets|InstanceTypes|Tags"
+    made = set(re.findall(rf'"((?:{verbs})(?:{nouns}))"', source))
+    # CreateNetworkInterface with tags in it needs CreateTags as well.
+    assert allowed == {f"ec2:{action}" for action in made | {"CreateTags"}}
+
+
+def test_the_image_carries_what_it_needs_and_names_no_registry():
+    text = (DEPLOY / "Dockerfile").read_text()
+    bases = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
+    assert set(bases) == {"python:3.11-slim"}
+    assert "nftables" in text
+    for name in CONTAINERS:
+        assert container(name)["image"] == "vpccni:0.1.0"
+    assert "/_plugin/aws-cni" in text
+    assert "/_migrations" in text
+
+
+def test_no_lock_file_names_an_index_or_a_host():
+    for name in ("requirements.lock", "requirements-dev.lock"):
+        text = (REPO / name).read_text()
+        assert "://" not in text
+        assert "--index" not in text
+        assert not re.search(r"^[a-z0-9._\[\]-]+==(?!.*\\$)", text, re.MULTILINE), "a pin without a hash"
