@@ -77,7 +77,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     valid: frozenset[tuple[str, str]] | None = None
 
 
-class CniFault(VpccniError):
+class CniFault(VpccniError):  # noqa: N818 - a fault is what the protocol carries
     """A request that cannot be served, with its CNI version as far as it is known."""
 
     def __init__(self, reason: Reason, detail: str, version: str = "1.1.0") -> None:

@@ -38,7 +38,11 @@ IN_FLIGHT_MAX: Final = 2048
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """An answer: HTTP status and JSON body. 200 is success, everything else carries a CNI error."""
+    """An answer: HTTP status and JSON body. 200 is success, everything else carries a CNI error.
+
+    Status 0: no answer, hang up. The executable then asks again, and the next agent answers: a pod that
+    waits does not notice a restart.
+    """
 
     status: int
     body: bytes = b"{}"
@@ -91,7 +95,7 @@ class CniService:
             return _fault(fault, verb)
         except VpccniError as error:
             return _fault(CniFault(error.reason, error.detail, version), verb)
-        except Exception as error:  # noqa: BLE001 - nothing a client sends may end the agent; it is told and logged
+        except Exception as error:  # noqa: BLE001 - nothing a client sends ends the agent
             _log.exception("request_failed", verb=verb)
             return _fault(CniFault(Reason.INTERNAL, type(error).__name__, version), verb)
         finally:
@@ -282,7 +286,7 @@ class CniService:
 
     async def wait_idle(self) -> None:
         """Until no request is under way."""
-        while self._in_flight:
+        while self._in_flight:  # noqa: ASYNC110 - only at the end, for seconds
             await asyncio.sleep(0.01)
 
 
@@ -297,5 +301,7 @@ def _result_problems(call: Call, lease: Lease) -> tuple[str, ...]:
 
 
 def _fault(fault: CniFault, verb: str = "") -> Reply:
+    if fault.reason is Reason.STOPPING and verb != "STATUS":
+        return Reply(0)
     status = 503 if cni.code_of(fault.reason, verb) in (cni.CODE_TRY_AGAIN, cni.CODE_NOT_AVAILABLE) else 400
     return Reply(status, cni.fault_body(fault.version, fault.reason, fault.detail, verb))

@@ -1,0 +1,186 @@
+"""The Unix socket: aiohttp around handlers that know nothing of it.
+
+Bounded in size (1 MiB), in time (a body must come within 10 s), and in number (of requests by the CNI service, of
+followers here). Only uid 0 is answered: asked of the kernel (``SO_PEERCRED``), whatever the file's mode is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+from aiohttp import web
+
+from vpccni.errors import PermanentError, Reason, sentence
+
+BODY_MAX: Final = 1024 * 1024
+BODY_TIMEOUT_S: Final = 10.0
+BACKLOG: Final = 2048
+FOLLOWERS_MAX: Final = 32
+EVENTS_MAX: Final = 10_000
+_PATH_MAX: Final = 107
+
+
+class Answer(Protocol):
+    """What a CNI request is answered with."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status; 0 to hang up without an answer."""
+
+    @property
+    def body(self) -> bytes:
+        """JSON."""
+
+
+class Handlers(Protocol):
+    """What the socket serves."""
+
+    async def cni(self, body: bytes) -> Answer:
+        """``POST /v1/cni``."""
+
+    def view(self, name: str) -> Any:
+        """``GET /v1/{status,pods,enis}``: plain data."""
+
+    def is_healthy(self) -> tuple[bool, Any]:
+        """``GET /healthz``."""
+
+    def is_ready(self) -> tuple[bool, Any]:
+        """``GET /readyz``."""
+
+    def events(self, after: int, limit: int, follow: bool) -> AsyncIterator[bytes]:
+        """``GET /v1/events``: lines of JSON."""
+
+
+_VIEWS: Final = ("status", "pods", "enis")
+
+
+class SocketServer:
+    """Serves handlers on a Unix socket, mode 0600."""
+
+    def __init__(self, handlers: Handlers, path: Path) -> None:
+        self._handlers = handlers
+        self._path = path
+        self._runner: web.ServerRunner | None = None
+        self._followers = 0
+
+    async def start(self) -> None:
+        """Listen. A socket left by a dead agent is replaced (the log's lock says that it is dead).
+
+        Raises:
+            PermanentError: ``bad_setting``: the path cannot be used.
+        """
+        if len(os.fsencode(self._path)) > _PATH_MAX:
+            raise PermanentError(
+                Reason.BAD_SETTING,
+                f"socket path of over {_PATH_MAX} bytes: {self._path}; give a shorter --run-dir",
+            )
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.unlink(missing_ok=True)
+            # Under this mask the socket is 0600 from its first instant.
+            before = os.umask(0o177)
+            try:
+                listener.bind(str(self._path))
+            finally:
+                os.umask(before)
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+        except OSError as error:
+            listener.close()
+            raise PermanentError(Reason.BAD_SETTING, f"cannot listen on {self._path}: {error}") from error
+        server = web.Server(self._handle, access_log=None, client_max_size=BODY_MAX, keepalive_timeout=15)
+        self._runner = web.ServerRunner(server, handler_cancellation=True, shutdown_timeout=2.0)
+        await self._runner.setup()
+        await web.SockSite(self._runner, listener, backlog=BACKLOG).start()
+
+    async def stop(self) -> None:
+        """Accept nothing more and wait for the answers under way, at most two seconds."""
+        if self._runner is not None:
+            self._path.unlink(missing_ok=True)
+            await self._runner.cleanup()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if _peer_uid(request) != 0:
+            return _json(403, _problem(Reason.NOT_ALLOWED))
+        path, method = request.path, request.method
+        if path == "/v1/cni":
+            return await self._cni(request) if method == "POST" else _json(405, _problem(Reason.BAD_REQUEST))
+        if method not in ("GET", "HEAD"):
+            return _json(405, _problem(Reason.BAD_REQUEST, "only GET here"))
+        name = path.removeprefix("/v1/")
+        if name in _VIEWS and path.startswith("/v1/"):
+            return _json(200, msgspec.json.encode(self._handlers.view(name)))
+        if path == "/v1/events":
+            return await self._events(request)
+        if path in ("/healthz", "/readyz"):
+            good, said = self._handlers.is_healthy() if path == "/healthz" else self._handlers.is_ready()
+            return _json(200 if good else 503, msgspec.json.encode(said))
+        known = ["/v1/cni", *(f"/v1/{view}" for view in _VIEWS), "/v1/events", "/healthz", "/readyz"]
+        return _json(404, msgspec.json.encode({"reason": "bad_request", "known_paths": known}))
+
+    async def _cni(self, request: web.BaseRequest) -> web.Response:
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            return _json(413, _problem(Reason.TOO_LARGE, f"at most {BODY_MAX} bytes"))
+        except TimeoutError:
+            return _json(408, _problem(Reason.BAD_REQUEST, f"no whole body within {BODY_TIMEOUT_S:.0f} s"))
+        answer = await self._handlers.cni(body)
+        if not answer.status and request.transport is not None:
+            request.transport.abort()
+        return _json(answer.status or 503, answer.body)
+
+    async def _events(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            after = int(request.query.get("after", "0"))
+            limit = min(int(request.query.get("limit", "1000")), EVENTS_MAX)
+        except ValueError:
+            return _json(400, _problem(Reason.BAD_REQUEST, "after and limit are whole numbers"))
+        follow = request.query.get("follow", "") not in ("", "0", "false")
+        if follow and self._followers >= FOLLOWERS_MAX:
+            return _json(503, _problem(Reason.TOO_BUSY, f"{FOLLOWERS_MAX} followers already"))
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        self._followers += follow
+        try:
+            async for line in self._handlers.events(max(0, after), max(1, limit), follow):
+                await response.write(line)
+        finally:
+            self._followers -= follow
+        await response.write_eof()
+        return response
+
+
+def _peer_uid(request: web.BaseRequest) -> int:
+    connection = request.transport.get_extra_info("socket") if request.transport is not None else None
+    if connection is None:
+        return -1
+    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    uid: int = struct.unpack("3i", packed)[1]
+    return uid
+
+
+def _json(status: int, body: bytes) -> web.Response:
+    return web.Response(status=status, body=body, content_type="application/json")
+
+
+def _problem(reason: Reason, detail: str = "") -> bytes:
+    """An error that is also a CNI error, for a caller that printed whatever came back."""
+    return msgspec.json.encode(
+        {
+            "cniVersion": "1.1.0",
+            "code": 6 if reason in (Reason.BAD_REQUEST, Reason.TOO_LARGE) else 103,
+            "msg": sentence(reason, detail),
+            "details": f"reason={reason}",
+            "reason": str(reason),
+        }
+    )

@@ -1,0 +1,424 @@
+"""The composition root: the only place that names the real adapters.
+
+Order: settings, log, kernel, books recognized, spool drained, socket open; then the loops, and with them the
+heavy clients of EC2 and the API server. ADDs are answered before EC2's client is even imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from vpccni import __version__
+from vpccni.adapters import cni_files
+from vpccni.adapters.clock import SystemClock
+from vpccni.adapters.imds import ImdsV2
+from vpccni.adapters.kernel import NetlinkKernel
+from vpccni.adapters.log_sqlite import SqliteLog
+from vpccni.adapters.runtime import LibcniCache
+from vpccni.adapters.spool import DirectorySpool
+from vpccni.api.http import SocketServer
+from vpccni.api.views import enis_view, event_view, pods_view, pool_view
+from vpccni.errors import PermanentError, Reason, VpccniError, sentence
+from vpccni.events.codec import Record
+from vpccni.loops.agent import Agent, Ports
+from vpccni.loops.serve_cni import Reply
+from vpccni.model import Seq
+from vpccni.ports import Ec2, KubernetesNode
+from vpccni.settings import Settings, read_settings
+
+_log = structlog.get_logger("app")
+
+STOP_DEADLINE_S: Final = 4.0
+"""Less than half of terminationGracePeriodSeconds (10): what is not answered by then is asked again."""
+LOCK_PATIENCE_S: Final = 10.0
+"""The agent before us may still be finishing."""
+LOG_NAME: Final = "events.sqlite"
+SOCKET_NAME: Final = "vpccni.sock"
+_FOLLOW_PAGE: Final = 500
+_FOLLOW_BEAT_S: Final = 15.0
+
+
+class Paths(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the agent keeps things."""
+
+    log: Path
+    socket: Path
+    pid: Path
+    spool: Path
+    boot_id: Path
+    cni_results: Path
+
+
+def parser() -> argparse.ArgumentParser:
+    """The agent's flags. argparse: the agent must not pay for a prettier library."""
+    made = argparse.ArgumentParser(
+        prog="vpccni agent",
+        description="Run the node agent: assign VPC addresses to pods, keep the pool warm, wire the pods.",
+        epilog="Settings come from the environment, under the names that amazon-vpc-cni-k8s uses; "
+        "see docs/settings.md or `vpccni config`.",
+    )
+    made.add_argument(
+        "--state-dir",
+        type=Path,
+        default=Path("/var/lib/aws-node"),
+        help="directory of the event log, on a disk (default: %(default)s)",
+    )
+    made.add_argument(
+        "--run-dir",
+        type=Path,
+        default=Path("/var/run/aws-node"),
+        help="directory of the socket, the pid file and the DEL spool (default: %(default)s)",
+    )
+    made.add_argument("--socket", type=Path, help="the socket (default: RUN_DIR/vpccni.sock)")
+    made.add_argument("--spool", type=Path, help="directory of spooled DELs (default: RUN_DIR/spool)")
+    made.add_argument(
+        "--volatile-log",
+        action="store_true",
+        help="accept a log on tmpfs or overlay: a power loss or a new container then loses leases",
+    )
+    made.add_argument(
+        "--boot-id-path",
+        type=Path,
+        default=Path("/proc/sys/kernel/random/boot_id"),
+        help="file with the id of this boot (default: %(default)s)",
+    )
+    made.add_argument(
+        "--cni-results-dir",
+        type=Path,
+        default=Path("/var/lib/cni/results"),
+        help="the runtime's cached CNI results: a witness of the lease sweep (default: %(default)s)",
+    )
+    made.add_argument("--install-bin", type=Path, help="put the CNI executable into this directory at start")
+    made.add_argument(
+        "--install-conf",
+        type=Path,
+        help="write 10-aws.conflist into this directory once ADDs can be served",
+    )
+    made.add_argument("--plugin", type=Path, help="the CNI executable to install (default: the packaged one)")
+    made.add_argument(
+        "--log-format", choices=("auto", "json", "text"), default="auto", help="of the text log"
+    )
+    made.add_argument("--seed", type=int, help="seed of the jitter (tests)")
+    made.add_argument("--version", action="version", version=f"vpccni {__version__}")
+    return made
+
+
+def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
+    """Run the agent until SIGTERM or SIGINT. Returns the exit code: 0 after a stop, 1 after a failure."""
+    options = parser().parse_args(arguments)
+    try:
+        settings = read_settings(environ)
+    except PermanentError as refused:
+        print(f"vpccni agent: {sentence(refused.reason, refused.detail)}", file=sys.stderr)  # noqa: T201 - no log yet
+        return 2
+    _set_up_log(settings, options.log_format)
+    for warning in settings.warnings:
+        _log.warning("setting", detail=warning)
+    try:
+        asyncio.run(_run(settings, options))
+    except (VpccniError, BaseExceptionGroup) as stopped:
+        for error in _leaves(stopped):
+            if not isinstance(error, VpccniError):
+                raise
+            _log.error(
+                "stopped",
+                reason=error.reason,
+                detail=error.detail,
+                message=sentence(error.reason, error.detail),
+            )
+        return 1
+    return 0
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+
+
+def _set_up_log(settings: Settings, form: str) -> None:
+    import logging
+
+    levels = {"debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40, "fatal": 50}
+    is_text = form == "text" or (form == "auto" and sys.stdout.isatty())
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer() if is_text else structlog.processors.JSONRenderer(msgspec_dumps)
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(levels.get(settings.log_level.lower(), 20)),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
+        cache_logger_on_first_use=True,
+    )
+    logging.disable(logging.WARNING)  # The libraries' own; their errors come to us as exceptions.
+
+
+def msgspec_dumps(value: Any, **_: Any) -> str:
+    """JSON for log lines: anything that is not data is shown by its ``repr``."""
+    return msgspec.json.encode(value, enc_hook=repr).decode()
+
+
+def _paths(options: argparse.Namespace) -> Paths:
+    return Paths(
+        log=options.state_dir / LOG_NAME,
+        socket=options.socket or options.run_dir / SOCKET_NAME,
+        pid=options.run_dir / "vpccni.pid",
+        spool=options.spool or options.run_dir / "spool",
+        boot_id=options.boot_id_path,
+        cni_results=options.cni_results_dir,
+    )
+
+
+class Clients:
+    """The heavy clients, opened when first asked for and closed at the end."""
+
+    def __init__(self, settings: Settings, stack: AsyncExitStack) -> None:
+        self._settings = settings
+        self._stack = stack
+        self._opening = asyncio.Lock()
+        self._ec2: Any = None
+        self._kubernetes: KubernetesNode | None = None
+        self._is_kubernetes_known = False
+        self.region = ""
+
+    async def ec2(self) -> Ec2:
+        """The EC2 client. Raises ``TransientError`` while it cannot be opened."""
+        async with self._opening:
+            if self._ec2 is None:
+                from vpccni.adapters.ec2 import AwsEc2
+
+                self._ec2 = AwsEc2(
+                    region=self._settings.region,
+                    endpoint=self._settings.ec2_endpoint,
+                    timeout_s=max(10.0, float(self._settings.http_timeout_s)),
+                )
+                self._stack.push_async_callback(self._ec2.close)
+            self._ec2.use_region(self.region)
+        client: Ec2 = self._ec2
+        return client
+
+    async def kubernetes(self) -> KubernetesNode | None:
+        """The API server, as far as this node is told of one."""
+        async with self._opening:
+            if not self._is_kubernetes_known:
+                from vpccni.adapters.kubernetes import api_server_node
+
+                self._kubernetes = api_server_node(
+                    node=self._settings.node_name, cluster_endpoint=self._settings.cluster_endpoint
+                )
+                self._is_kubernetes_known = True
+                if self._kubernetes is not None:
+                    self._stack.push_async_callback(self._kubernetes.close)
+        return self._kubernetes
+
+    def calls(self) -> dict[str, int]:
+        """EC2 calls made so far, by action."""
+        return dict(self._ec2.calls) if self._ec2 is not None else {}
+
+
+async def _run(settings: Settings, options: argparse.Namespace) -> None:
+    paths = _paths(options)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if options.install_bin is not None:
+        cni_files.install_plugin(options.install_bin, options.plugin)
+    async with AsyncExitStack() as stack:
+        clock = SystemClock(paths.boot_id)
+        log = SqliteLog(paths.log, volatile_ok=options.volatile_log)
+        stack.push_async_callback(log.close)
+        kernel = await NetlinkKernel.open()
+        stack.push_async_callback(kernel.close)
+        imds = ImdsV2(settings.imds_endpoint)
+        stack.push_async_callback(imds.close)
+        clients = Clients(settings, stack)
+        ports = Ports(
+            log=log,
+            clock=clock,
+            ec2=clients.ec2,
+            imds=imds,
+            kubernetes=clients.kubernetes,
+            kernel=kernel,
+            runtime=LibcniCache(paths.cni_results),
+            spool=DirectorySpool(paths.spool),
+        )
+        agent = Agent(settings, ports, random.Random(options.seed))  # noqa: S311 - jitter, no secret
+        stack.push_async_callback(agent.stop)
+        await _start(agent)
+        site = Site(agent, clients, log)
+        server = SocketServer(site, paths.socket)
+        await server.start()
+        stack.push_async_callback(server.stop)
+        _write_pid(paths.pid)
+        gc.collect()
+        gc.freeze()  # Everything imported stays: later collections need not look at it.
+        await _serve(agent, clients, site, settings, options, paths, stop)
+
+
+async def _start(agent: Agent) -> None:
+    """Open the log; wait a little for the agent before us to let go of it."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + LOCK_PATIENCE_S
+    while True:
+        try:
+            await agent.start()
+        except PermanentError as error:
+            if error.reason is not Reason.LOG_IN_USE or loop.time() > deadline:
+                raise
+            await asyncio.sleep(0.05)
+        else:
+            return
+
+
+async def _serve(
+    agent: Agent,
+    clients: Clients,
+    site: Site,
+    settings: Settings,
+    options: argparse.Namespace,
+    paths: Paths,
+    stop: asyncio.Event,
+) -> None:
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(agent.run(), name="agent")
+        helpers = [group.create_task(_follow_region(agent, clients), name="region")]
+        if options.install_conf is not None:
+            helpers.append(
+                group.create_task(_install_when_ready(agent, settings, options, paths), name="conflist")
+            )
+        await stop.wait()
+        _log.info("stopping")
+        site.is_stopping = True
+        agent.readiness.is_stopping = agent.cni.is_stopping = True
+        try:
+            async with asyncio.timeout(STOP_DEADLINE_S):
+                await agent.cni.wait_idle()
+        except TimeoutError:
+            _log.warning("stopped_with_requests_under_way")
+        for task in (running, *helpers):
+            task.cancel()
+
+
+async def _follow_region(agent: Agent, clients: Clients) -> None:
+    """The region, where neither settings nor environment name one, is what IMDS said."""
+    while not clients.region:
+        instance = agent.writer.state.instance
+        clients.region = instance.region if instance is not None else ""
+        await asyncio.sleep(0.1)
+
+
+async def _install_when_ready(
+    agent: Agent, settings: Settings, options: argparse.Namespace, paths: Paths
+) -> None:
+    """The conflist makes the node Ready, so it comes when ADDs can be served, and not before."""
+    while agent.readiness.refusal() is not None:  # noqa: ASYNC110 - once, at start
+        await asyncio.sleep(0.05)
+    bin_dir = options.install_bin
+    conflist = cni_files.render_conflist(
+        settings,
+        portmap=bin_dir is not None and cni_files.has_portmap(bin_dir),
+        socket=str(paths.socket),
+        spool=str(paths.spool),
+    )
+    if cni_files.install_conflist(options.install_conf, conflist):
+        _log.info("conflist_installed", directory=str(options.install_conf))
+
+
+def _write_pid(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{os.getpid()}\n")
+
+
+class Site:
+    """What the socket serves (see ``vpccni.api.http.Handlers``)."""
+
+    def __init__(self, agent: Agent, clients: Clients, log: SqliteLog) -> None:
+        self._agent = agent
+        self._clients = clients
+        self._log = log
+        self.is_stopping = False
+
+    async def cni(self, body: bytes) -> Reply:
+        """One CNI request."""
+        return await self._agent.cni.handle(body)
+
+    def view(self, name: str) -> Any:
+        """The durable state, as data."""
+        state, now = self._agent.writer.state, self._agent.now()
+        cooldown_s = self._agent.settings.ip_cooldown_s
+        if name == "pods":
+            return pods_view(state, now)
+        if name == "enis":
+            return enis_view(state, now, cooldown_s)
+        return self._agent.status() | {
+            "pool": pool_view(state, now, cooldown_s),
+            "ec2_calls": self._clients.calls(),
+            "pid": os.getpid(),
+        }
+
+    def is_healthy(self) -> tuple[bool, Any]:
+        """Alive: this answer needs the loop and nothing else."""
+        return True, {"status": "ok", "version": __version__}
+
+    def is_ready(self) -> tuple[bool, Any]:
+        """Ready: ADDs are served."""
+        refused = self._agent.readiness.refusal()
+        if refused is None:
+            return True, {"status": "ready"}
+        return False, {
+            "status": "not ready",
+            "reason": str(refused.reason),
+            "detail": refused.detail,
+            "message": sentence(refused.reason, refused.detail),
+        }
+
+    async def events(self, after: int, limit: int, follow: bool) -> AsyncIterator[bytes]:
+        """Records as lines of JSON, from the log itself; then, when followed, as they become durable."""
+        news = asyncio.Event()
+
+        def tell(_: Sequence[Record]) -> None:
+            news.set()
+
+        forget = self._agent.writer.subscribe(tell)
+        try:
+            position, sent = after, 0
+            while follow or sent < limit:
+                news.clear()
+                page = await self._log.read(
+                    Seq(position), min(_FOLLOW_PAGE, limit if follow else limit - sent)
+                )
+                for record in page:
+                    yield msgspec.json.encode(event_view(record)) + b"\n"
+                    position = record.seq
+                sent += len(page)
+                if page:
+                    continue
+                if not follow:
+                    return
+                try:
+                    async with asyncio.timeout(_FOLLOW_BEAT_S):
+                        await news.wait()
+                except TimeoutError:
+                    yield b"\n"  # Finds out whether the follower is still there.
+        finally:
+            forget()

@@ -1,0 +1,310 @@
+"""The agent: all loops over a set of ports, and the order in which they begin and end.
+
+``app.py`` gives it the real adapters; tests and the simulator give it others. Nothing else differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from vpccni import __version__
+from vpccni.datapath.objects import DatapathSettings
+from vpccni.errors import InvariantBrokenError, PermanentError, Reason, Refused, VpccniError, sentence
+from vpccni.events.codec import Record
+from vpccni.events.eni import EniAttached
+from vpccni.events.node import PolicyObserved
+from vpccni.loops.breakers import Breakers
+from vpccni.loops.effects import Effects
+from vpccni.loops.housekeeping import Housekeeping, LeaseSweep, end_spooled
+from vpccni.loops.keep_links import KeepLinks, has_primary_link
+from vpccni.loops.keep_warm import EniTemplate, KeepWarm
+from vpccni.loops.readiness import Readiness
+from vpccni.loops.reconcile import Reconcile
+from vpccni.loops.serve_cni import CniService
+from vpccni.loops.write import Writer
+from vpccni.model import Cidr, Stamp
+from vpccni.planner import commands as c
+from vpccni.planner.warm_pool import PoolPolicy
+from vpccni.ports import Clock, Ec2, EventLog, Imds, Kernel, KubernetesNode, RuntimeCache, Spool
+from vpccni.settings import Settings, effective
+
+_log = structlog.get_logger("agent")
+
+DEFAULT_MAX_PODS = 110
+
+
+class Ports(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything outside. ``ec2`` and ``kubernetes`` are opened when first needed: they are heavy."""
+
+    log: EventLog
+    clock: Clock
+    ec2: Callable[[], Awaitable[Ec2]]
+    imds: Imds
+    kubernetes: Callable[[], Awaitable[KubernetesNode | None]]
+    kernel: Kernel
+    runtime: RuntimeCache
+    spool: Spool
+
+
+class Agent:
+    """One node's agent.
+
+    Life: ``start`` (the log is read, the kernel is looked at, spooled DELs are carried out; ADDs can be served
+    from then on) -> ``run`` until cancelled -> ``stop``.
+    """
+
+    def __init__(self, settings: Settings, ports: Ports, rng: random.Random) -> None:
+        self.settings = settings
+        self._ports = ports
+        self.readiness = Readiness()
+        self.breakers = Breakers(rng)
+        self.writer = Writer(ports.log, ports.clock, self._context)
+        self._datapath = datapath_settings(settings)
+        self.links = KeepLinks(
+            writer=self.writer, kernel=ports.kernel, clock=ports.clock, settings=self._datapath
+        )
+        self.effects = Effects(
+            writer=self.writer,
+            ec2=ports.ec2,
+            breakers=self.breakers,
+            parallel_max=settings.ec2_parallel_max,
+            on_change=self._wake_planner,
+        )
+        self.keep_warm = KeepWarm(
+            writer=self.writer,
+            effects=self.effects,
+            breakers=self.breakers,
+            clock=ports.clock,
+            policy=self.policy,
+            cooldown_s=settings.ip_cooldown_s,
+            template=EniTemplate(settings.cluster_name, settings.additional_eni_tags),
+            no_change=self.readiness.no_change,
+            manages_unschedulable=settings.manage_enis_non_schedulable,
+        )
+        self.reconcile = Reconcile(
+            writer=self.writer,
+            imds=ports.imds,
+            ec2=ports.ec2,
+            kubernetes=ports.kubernetes,
+            readiness=self.readiness,
+            max_pods=settings.max_pods,
+            cleans_up=not settings.disable_leaked_eni_cleanup,
+            rng=rng,
+            on_identity=self._recognize,
+        )
+        sweep = LeaseSweep(
+            writer=self.writer,
+            kernel=ports.kernel,
+            clock=ports.clock,
+            kubernetes=ports.kubernetes,
+            runtime=ports.runtime,
+            settings=self._datapath,
+        )
+        self.housekeeping = Housekeeping(
+            writer=self.writer,
+            log=ports.log,
+            spool=ports.spool,
+            sweep=sweep,
+            del_spooled=lambda entry: end_spooled(self.writer, entry),
+        )
+        self.cni = CniService(
+            writer=self.writer,
+            kernel=ports.kernel,
+            spool=ports.spool,
+            clock=ports.clock,
+            datapath=self._datapath,
+            add_wait_s=settings.add_wait_s,
+            not_serving=self.readiness.refusal,
+            on_gc=self.housekeeping.sweep_soon,
+        )
+        self.writer.subscribe(self._on_records)
+        self._writing: asyncio.Task[None] | None = None
+
+    # -- what a decision depends on besides the log -----------------------------------------------
+
+    def policy(self) -> PoolPolicy | None:
+        """The pool's targets and limits; ``None`` while the instance type's limits are unknown."""
+        state, settings = self.writer.state, self.settings
+        if state.limits is None:
+            return None
+        enis_max = state.limits.enis_max
+        if settings.max_eni:
+            enis_max = min(enis_max, settings.max_eni)
+        return PoolPolicy(
+            warm_eni_target=settings.warm_eni_target,
+            warm_ip_target=settings.warm_ip_target,
+            minimum_ip_target=settings.minimum_ip_target,
+            enis_max=enis_max,
+            slots_per_eni=state.limits.ipv4_per_eni - 1,
+            max_pods=settings.max_pods or state.max_pods or DEFAULT_MAX_PODS,
+            unmanaged_enis=sum(not held.managed for held in state.enis.values()),
+        )
+
+    def _context(self) -> c.Context:
+        now = asyncio.get_running_loop().time()
+        return c.Context(
+            cooldown_s=self.settings.ip_cooldown_s,
+            add_wait_s=self.settings.add_wait_s,
+            policy=self.policy(),
+            constraints=self.breakers.for_waiting(now, self.readiness.no_change()),
+            not_serving=self.readiness.not_serving,
+            must_not_change=self.readiness.must_not_change,
+            manages_untagged=self.settings.manage_untagged_eni,
+        )
+
+    def now(self) -> Stamp:
+        """The stamp of this instant."""
+        return self._ports.clock.now()
+
+    def status(self) -> dict[str, Any]:
+        """What an operator looks at first, as plain data."""
+        state, refused, plan = self.writer.state, self.readiness.refusal(), self.keep_warm.plan
+        return {
+            "version": __version__,
+            "ready": refused is None,
+            "reason": str(refused.reason) if refused else "",
+            "message": sentence(refused.reason, refused.detail) if refused else "",
+            "instance": msgspec.to_builtins(state.instance),
+            "limits": msgspec.to_builtins(state.limits),
+            "max_pods": state.max_pods,
+            "waiting_adds": self.writer.waiting,
+            "plan": {
+                "reason": plan.reason,
+                "constraints": list(plan.constraints),
+                "short": plan.short,
+                "over": plan.over,
+            }
+            if plan is not None
+            else None,
+            "open_intents": [
+                {"intent": intent.id, "kind": intent.intended.kind, "eni": intent.intended.eni}
+                for intent in state.intents.values()
+            ],
+            "standing_veths": len(state.standing),
+            "log": {"head": state.head, "commits": self.writer.commits},
+            "problems": {
+                "imds": self.reconcile.imds_failing,
+                "ec2": self.reconcile.ec2_failing,
+                "kernel": self.links.problem,
+                "broken": self.readiness.is_broken,
+                "settings": list(self.settings.warnings),
+            },
+        }
+
+    def _on_records(self, records: Sequence[Record]) -> None:
+        self.links.on_records(records)
+        self._wake_planner()
+        self.readiness.is_broken = self.writer.state.broken.name if self.writer.state.broken else ""
+        if any(isinstance(record.event, EniAttached) for record in records) or self.writer.state.standing:
+            self.links.wake()
+
+    def _wake_planner(self) -> None:
+        self.keep_warm.wake()
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Read the log, look at the kernel, carry out spooled DELs. No network is needed.
+
+        Raises:
+            PermanentError: the log cannot be used (``log_damaged``, ``log_newer``, ``log_in_use``,
+                ``log_volatile``); nothing was changed.
+        """
+        start = await self.writer.open()
+        self.readiness.must_not_change = start.must_not_change
+        self.housekeeping.begin_at(start.head - len(start.tail))
+        # The writer runs from here on; it is stopped last, after everybody who asks it.
+        self._writing = asyncio.get_running_loop().create_task(self.writer.run(), name="write")
+        if start.must_not_change:
+            _log.error("log_newer", kinds=start.must_not_change)
+            return
+        boot_id = self._ports.clock.now().boot_id
+        await self.writer.submit(c.StartAgent(boot_id=boot_id, version=__version__))
+        await self.writer.submit(c.Observe(PolicyObserved(settings=effective(self.settings))))
+        await self._recognize()
+        await self.housekeeping.drain_spool()
+
+    async def _recognize(self) -> None:
+        """Is this the machine that the log is about? Then ADDs are served, from the log alone."""
+        state = self.writer.state
+        if state.instance is None:
+            if self.readiness.not_serving is not None:
+                self.readiness.not_serving = Refused(
+                    Reason.NODE_NOT_INITIALIZED, "the log is new: waiting for IMDS"
+                )
+            return
+        observed = await self._ports.kernel.observe()
+        if not has_primary_link(observed, state.instance.primary_mac):
+            mac = state.instance.primary_mac
+            self.readiness.not_serving = Refused(Reason.NOT_THE_SAME_MACHINE, f"no link has MAC {mac}")
+            return
+        try:
+            await self.links.converge()
+            self.links.problem = ""
+        except PermanentError as error:
+            # What is wired stays wired and new pods can be: the loop tries again and says so.
+            _log.error("kernel_problem", reason=error.reason, detail=error.detail)
+            self.links.problem = error.detail
+        if state.primary_eni() is None and self.writer.state.primary_eni() is None:
+            self.readiness.not_serving = Refused(
+                Reason.NODE_NOT_INITIALIZED, "waiting for EC2 to list the ENIs"
+            )
+            return
+        if self.readiness.not_serving is not None:
+            _log.info("serving", leases=len(self.writer.state.leases), enis=len(self.writer.state.enis))
+        self.readiness.not_serving = None
+        self.writer.look_again()
+        self.links.wake()
+        self._wake_planner()
+
+    async def run(self) -> None:
+        """All loops, until cancelled or until one of them fails."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_writer(), name="watch the writer")
+            if self.readiness.must_not_change:
+                return
+            group.create_task(self.keep_warm.run(), name="keep warm")
+            group.create_task(self.links.run(), name="keep links")
+            group.create_task(self.links.follow_links(), name="follow links")
+            group.create_task(self.reconcile.run(), name="reconcile")
+            group.create_task(self.housekeeping.run(), name="housekeeping")
+            group.create_task(self.housekeeping.run_sweep(), name="lease sweep")
+
+    async def _watch_writer(self) -> None:
+        if self._writing is None:
+            raise InvariantBrokenError("the agent was not started")
+        await asyncio.shield(self._writing)
+
+    async def stop(self) -> None:
+        """Refuse what waits, commit what is queued, stop writing. Adapters are the caller's to close."""
+        self.readiness.is_stopping = True
+        self.cni.is_stopping = True
+        if self._writing is None:
+            return
+        self._writing.cancel()
+        try:
+            await self._writing
+        except asyncio.CancelledError:
+            await self.writer.drain()
+        except VpccniError as error:
+            _log.error("writer_failed", reason=error.reason, detail=error.detail)
+
+
+def datapath_settings(settings: Settings) -> DatapathSettings:
+    """The part of the settings that shapes the datapath."""
+    return DatapathSettings(
+        veth_prefix=settings.veth_prefix,
+        eni_mtu=settings.eni_mtu,
+        pod_mtu=settings.pod_mtu,
+        external_snat=settings.external_snat,
+        exclude_snat_cidrs=tuple(Cidr(cidr) for cidr in settings.exclude_snat_cidrs),
+        random_snat=settings.randomize_snat,
+        node_port=settings.node_port_support,
+        connmark=settings.connmark,
+    )
