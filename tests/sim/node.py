@@ -47,7 +47,9 @@ class FakeSpool:
 
     async def write(self, body: bytes, stamp: Stamp) -> None:
         name = f"{next(self._numbers):020}.json"
-        self.kept[name] = SpooledDel(name=name, boot_id=stamp.boot_id, boottime_ns=stamp.boottime_ns, body=body)
+        self.kept[name] = SpooledDel(
+            name=name, boot_id=stamp.boot_id, boottime_ns=stamp.boottime_ns, body=body
+        )
 
 
 class NoCache:
@@ -60,16 +62,16 @@ class NoCache:
 class Node:
     """A node of an emulated region. ``start``, ``kill`` and ``start`` again; the log's store survives."""
 
-    def __init__(self, instance_type: str = "m5.xlarge", environ: dict[str, str] | None = None, **region) -> None:
+    def __init__(
+        self, instance_type: str = "m5.xlarge", environ: dict[str, str] | None = None, **region
+    ) -> None:
         self.now: Callable[[], float] = lambda: asyncio.get_running_loop().time()
         self.region = Region(7, timing=Timing(**region.pop("timing", {})), **region)
         vpc = self.region.add_vpc("10.0.0.0/16")
         self.subnet = self.region.add_subnet(vpc.id, "a", "10.0.0.0/20")
         self.kernel = FakeKernel()
         self.region.subscribe(self._on_link)
-        self.instance = self.region.launch_instance(
-            self.subnet.id, instance_type, now=0.0
-        )
+        self.instance = self.region.launch_instance(self.subnet.id, instance_type, now=0.0)
         self.clock = VirtualClock()
         self.store = MemoryStore()
         self.spool = FakeSpool()

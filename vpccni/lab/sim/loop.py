@@ -51,5 +51,13 @@ def run_virtual(work: Coroutine[Any, Any, T]) -> T:
     Raises:
         StuckError: nothing could run any more and ``work`` was not done.
     """
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(work)
+    loop = VirtualLoop()
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(work)
+    finally:
+        # What a killed agent left hanging stays so, as after SIGKILL: cancelling it would run its clean-up.
+        for task in asyncio.all_tasks(loop):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        asyncio.set_event_loop(None)
+        loop.close()
