@@ -86,7 +86,8 @@ class DirectorySpool:
         """Write one durably: it is on disk under its name when this returns.
 
         Raises:
-            TransientError: It cannot be written; there is no entry (``log_disk_full`` for want of room).
+            TransientError: It cannot be written (``log_disk_full`` for want of room). There is no entry, or
+                one that may not outlive a power failure.
         """
         try:
             await asyncio.to_thread(_write, self._directory, body, stamp)
