@@ -112,6 +112,7 @@ class Node:
 
     async def kill(self) -> None:
         """As SIGKILL: nothing is finished, nothing is told."""
+        self.store.crash()
         self._running.cancel()
         self.agent._writing.cancel()
         await asyncio.wait([self._running, self.agent._writing])

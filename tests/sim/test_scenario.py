@@ -99,7 +99,7 @@ def test_a_killed_agent_forgets_no_lease_and_leaves_no_orphan():
         await asyncio.sleep(60)
         assert not node.agent.writer.state.intents
         books = set(node.agent.writer.state.enis)
-        assert {eni for eni in node.region.world.enis} == books
+        assert set(node.region.world.enis) == books
         await node.stop()
 
     run_virtual(scenario())
