@@ -14,6 +14,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+_left_hanging: list[asyncio.Task[Any]] = []
+"""Tasks of killed agents. Kept: were they collected, Python would run their clean-up."""
+
+
 class StuckError(Exception):
     """Nothing can run and nothing is scheduled: a deadlock, or a real wait on a virtual loop."""
 
@@ -57,7 +61,6 @@ def run_virtual(work: Coroutine[Any, Any, T]) -> T:
         return loop.run_until_complete(work)
     finally:
         # What a killed agent left hanging stays so, as after SIGKILL: cancelling it would run its clean-up.
-        for task in asyncio.all_tasks(loop):
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        _left_hanging.extend(asyncio.all_tasks(loop))
         asyncio.set_event_loop(None)
         loop.close()
