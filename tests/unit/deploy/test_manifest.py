@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import vpccni.app
 from tests.deploy_manifest import (
     DEPLOY,
     agent_command,
@@ -120,10 +121,20 @@ def test_only_the_line_that_writes_to_proc_is_privileged():
 
 def test_the_probes_ask_the_socket_that_the_agent_serves():
     socket = f"{flag(agent_command(), '--run-dir')}/vpccni.sock"
-    for probe, path, delay in (("livenessProbe", "healthz", 60), ("readinessProbe", "readyz", 1)):
+    for probe, question, delay in (("livenessProbe", "live", 60), ("readinessProbe", "ready", 1)):
         asked = container("aws-node")[probe]
-        assert asked["exec"]["command"] == ["vpccni", "probe", path, "--socket", socket]
+        assert asked["exec"]["command"] == ["vpccni", "probe", question, "--socket", socket]
         assert (asked["initialDelaySeconds"], asked["timeoutSeconds"]) == (delay, 10)
+
+
+def test_the_agent_takes_the_commands_flags():
+    program, verb, *flags = agent_command()
+    assert (program, verb) == ("vpccni", "agent")
+    options = vpccni.app.parser().parse_args(flags)
+    assert (options.state_dir, options.run_dir) == (Path("/var/lib/aws-node"), Path("/var/run/aws-node"))
+    assert options.install_conf == Path("/host/etc/cni/net.d")
+    assert not options.volatile_log
+    assert any(options.cni_results_dir.is_relative_to(path) for path in mounts("aws-node"))
 
 
 def test_the_cluster_role_allows_what_the_kubernetes_adapter_asks():
