@@ -11,7 +11,6 @@
 #include "plugin.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -187,11 +186,6 @@ int main(void)
     clock_gettime(CLOCK_BOOTTIME, &asked);
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is an error of the spool, not the end */
-    /* A descriptor that the caller closed must not become the socket, which would then get stdout's bytes. */
-    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
-        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDONLY) != fd)
-            return 1;
-
     text_format(&cni_version, "1.1.0");
     text_format(&socket_path, "/var/run/aws-node/vpccni.sock");
     text_format(&spool, "/var/run/aws-node/spool");

@@ -195,6 +195,17 @@ def appearing_after(seconds: float, daemon: FakeDaemon) -> Iterator[FakeDaemon]:
             daemon.__exit__()
 
 
+@contextlib.contextmanager
+def ended(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[bytes]"]:
+    """Kill the process when the block fails: ``Popen`` alone would wait for ever for one that hangs."""
+    with process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+
+
 @dataclass(frozen=True)
 class Outcome:
     code: int
@@ -250,7 +261,7 @@ class Plugin:
         config = self.config() if config is None else config
         stdin = config if isinstance(config, bytes) else json.dumps(config).encode()
         started = time.monotonic()
-        with self.start(command, config, env or {}, **options) as process:
+        with ended(self.start(command, config, env or {}, **options)) as process:
             out, err = process.communicate(None if isinstance(config, int) else stdin, timeout=20)
         assert err == b""
         assert process.returncode in (0, 1)

@@ -27,6 +27,7 @@ from tests.integration.plugin_daemon import (
     answer,
     appearing_after,
     die,
+    ended,
     hold_open,
     http,
     send,
@@ -112,7 +113,7 @@ def test_an_unusual_good_name_is_passed_on(plugin: Plugin, name: str, value: str
 
 
 def test_without_a_command_it_says_what_it_is(plugin: Plugin):
-    with plugin.start(None, subprocess.DEVNULL, {}) as process:
+    with ended(plugin.start(None, subprocess.DEVNULL, {})) as process:
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (0, b"")
     assert all(version.encode() in err for version in VERSIONS)
@@ -128,7 +129,8 @@ BROKEN = [
     b'{"a":tru}', b'{"a":truefalse}', b'{"a":nul',
     b'{"a":"', b'{"a":"\n"}', b'{"a":"\0"}', b'{"a":"\\x"}', b'{"a":"\\u12g4"}', b'{"a":"\\u12"}',
     b'{"a":"\\', b'{"a":"\\u00', b'{"a":"\\"}', b'{"a":"\xff"}', b'{"a":"\x80"}', b'{"a":"\xc0\x80"}',
-    b'{"a":"\xed\xa0\x80"}', b'{"a":"\xe0\x9f\xbf"}', b'{"a":"\xf0\x8f\xbf\xbf"}', b'{"a":"\xf4\x90\x80\x80"}',
+    b'{"a":"\xed\xa0\x80"}', b'{"a":"\xe0\x9f\xbf"}', b'{"a":"\xf0\x8f\xbf\xbf"}',
+    b'{"a":"\xf4\x90\x80\x80"}',
     b'{"a":"\xe2\x82"}', b'{"a":"\xe2\x82',
     b'{"a":' + b"[" * 128 + b"]" * 128 + b"}", b'{"a":' + b"[" * 200_000, b'{"a":' * 200_000,
 ]  # fmt: skip
@@ -183,7 +185,7 @@ def test_stdin_may_come_in_pieces(plugin: Plugin):
     text = json.dumps(plugin.config()).encode()
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
-    with FakeDaemon(plugin.socket, answer(RESULT)), plugin.start("ADD", reader, {}) as process:
+    with FakeDaemon(plugin.socket, answer(RESULT)), ended(plugin.start("ADD", reader, {})) as process:
         os.close(reader)
         for at in range(0, len(text), 7):
             os.write(writer, text[at : at + 7])
@@ -403,7 +405,7 @@ def test_a_daemon_that_dies_with_the_request_gets_it_again(plugin: Plugin):
         call = pool.submit(plugin.run, "ADD", config)
         time.sleep(0.25)
         with FakeDaemon(plugin.socket, hold_open(b"HTTP/1.1 200 OK\r\n")) as first:
-            while not first.requests:
+            while not first.requests and not call.done():
                 time.sleep(0.001)
         time.sleep(0.25)
         with FakeDaemon(plugin.socket, answer(RESULT)) as second:
@@ -466,7 +468,10 @@ def test_past_the_deadline_it_says_what_it_tried(
     assert advice == "is the aws-node pod of this node running?"
     assert re.search(why, tried)
     assert 0.05 < outcome.elapsed_s < 2
-    assert daemon is None or (len(daemon.requests) > 1) == ("|timed out" in why)
+    tries = (
+        1 if "hold" in repr(behaviour) else 7
+    )  # with pauses of 2, 4, 8, 16 and 32 ms, and one for the rest
+    assert daemon is None or min(tries, 2) <= len(daemon.requests) <= tries
 
 
 def test_a_daemon_that_does_not_read_cannot_hold_it(plugin: Plugin):
@@ -479,19 +484,18 @@ def test_a_daemon_that_does_not_read_cannot_hold_it(plugin: Plugin):
 
 
 def test_being_stopped_and_continued_changes_nothing(plugin: Plugin):
-    with FakeDaemon(plugin.socket, trickle(http(BODY), 0.0005)) as daemon:
-        process = plugin.start("ADD", plugin.config(), {})
-        process.stdin.write(json.dumps(plugin.config()).encode())
-        process.stdin.close()
-        process.stdin = None
-        while not daemon.requests:
-            time.sleep(0.001)
-        for _ in range(5):
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(0.002)
-            process.send_signal(signal.SIGCONT)
-            time.sleep(0.002)
-        out, err = process.communicate(timeout=20)
+    text = plugin.home / "config"
+    text.write_text(json.dumps(plugin.config()))
+    with FakeDaemon(plugin.socket, trickle(http(BODY), 0.0005)) as daemon, text.open() as stdin:
+        with ended(plugin.start("ADD", stdin.fileno(), {})) as process:
+            while not daemon.requests and process.poll() is None:
+                time.sleep(0.001)
+            for _ in range(5):
+                process.send_signal(signal.SIGSTOP)
+                time.sleep(0.002)
+                process.send_signal(signal.SIGCONT)
+                time.sleep(0.002)
+            out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, BODY, b"")
 
 
