@@ -306,6 +306,19 @@ async def test_a_standing_veth_without_a_lease_is_swept(world, kernel):
     assert ours(await kernel.observe()) == []
 
 
+@pytest.mark.parametrize("is_half_made", [False, True])
+async def test_a_veth_that_nobody_wrote_down_is_swept_by_name(world, kernel, is_half_made):
+    """1. The agent dies while it wires. 2. The lease is ended. 3. The pod's next sandbox is not touched."""
+    one = lease(1, netns=world.add_netns(), pod="web-0")
+    seen = (await wire_one(kernel, one)).sandboxes[one.lease]
+    if is_half_made:
+        world.forget_alias(seen.host_ifname)
+    await kernel.apply(sweep([lease(9, pod="web-0")]))
+    assert seen.host_ifindex in {link.ifindex for link in (await kernel.observe()).links}
+    assert (await kernel.apply(sweep([one]))).removed_veths == ()
+    assert seen.host_ifindex not in {link.ifindex for link in (await kernel.observe()).links}
+
+
 async def test_links_are_told_as_they_come_and_go(world, kernel):
     world.plug("02:00:00:00:ee:01", "before0")
     told: list[tuple[str, str]] = []

@@ -17,7 +17,7 @@ import msgspec
 
 from vpccni.adapters.kernel_wiring import STEPS
 from vpccni.datapath.desired import from_rules
-from vpccni.datapath.difference import DEFAULT_DST, eni_routes, find_link
+from vpccni.datapath.difference import DEFAULT_DST, eni_routes, find_link, is_removable
 from vpccni.datapath.names import is_our_alias
 from vpccni.datapath.numbers import POD_TABLE, PRIORITY_FROM_POD
 from vpccni.datapath.objects import (
@@ -159,15 +159,16 @@ class FakeKernel:
         if difference.nft is not None:
             self.state.nft = difference.nft.seen
             self.state.nft_text = difference.nft.text
-        for removal in difference.routes_delete:
-            self._delete_route(removal.table, removal.dst, removal.ifindex)
+        for stale in difference.routes_delete:
+            self._delete_route(stale.table, stale.dst, stale.ifindex)
         for rule in difference.rules_delete:
             if rule in self.state.rules:
                 self.state.rules.remove(rule)
-        for veth in difference.veths_delete:
-            seen = self.state.links.get(veth.ifindex)
-            if seen is not None and seen.alias == veth.alias and seen.kind == "veth":
-                self._drop_link(veth.ifindex)
+        for removal in difference.veths_delete:
+            for seen in list(self.state.links.values()):
+                is_meant = seen.ifindex == removal.ifindex or seen.ifname == removal.ifname
+                if is_meant and is_removable(seen, removal):
+                    self._drop_link(seen.ifindex)
         if errors:
             raise errors[0]
         return Applied(
@@ -175,7 +176,7 @@ class FakeKernel:
             enis=enis,
             missing_links=tuple(missing),
             probed={pod.lease: self._probe(pod) for pod in difference.probe},
-            removed_veths=tuple(removal.ifindex for removal in difference.veths_delete),
+            removed_veths=tuple(each.ifindex for each in difference.veths_delete if each.ifindex),
             notes=tuple(notes),
         )
 

@@ -179,7 +179,7 @@ class NetlinkKernel:
             some = removals[first : first + _VETHS_AT_ONCE]
             outcome.attempt("veth", functools.partial(kernel_node.remove_veths, self._host, some))
         if len(outcome.errors) == before:
-            outcome.removed_veths.extend(removal.ifindex for removal in removals)
+            outcome.removed_veths.extend(removal.ifindex for removal in removals if removal.ifindex)
 
     def _probe_all(self, pods: tuple[PodWiring, ...], outcome: _Outcome) -> None:
         for pod in pods:

@@ -18,7 +18,7 @@ from vpccni.adapters.kernel_netns import opened, socket_in
 from vpccni.adapters.kernel_wiring import delete_route, ignoring_absent
 from vpccni.adapters.netlink import NetlinkError, NetlinkSocket
 from vpccni.datapath.desired import from_rules
-from vpccni.datapath.difference import DEFAULT_DST, eni_routes, find_link
+from vpccni.datapath.difference import DEFAULT_DST, eni_routes, find_link, is_removable
 from vpccni.datapath.numbers import POD_TABLE, is_eni_table
 from vpccni.datapath.objects import (
     EniSetup,
@@ -150,11 +150,11 @@ def remove_veths(host: NetlinkSocket, removals: Sequence[VethRemoval]) -> None:
     group = secrets.randbits(30) | _GROUP_FIRST
     is_any = False
     for removal in removals:
-        link = link_of(host, removal.ifindex)
-        if link is None or link.alias != removal.alias or link.kind != "veth":
+        link = link_of(host, removal.ifindex, removal.ifname)
+        if link is None or not is_removable(link, removal):
             continue
         with ignoring_absent():  # its namespace may die in between
-            body = messages.link_into_group(removal.ifindex, group)
+            body = messages.link_into_group(link.ifindex, group)
             host.change(messages.RTM_SETLINK, 0, body)
             is_any = True
     if is_any:

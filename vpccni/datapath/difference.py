@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from vpccni.datapath.desired import eni_rules, eni_setup, from_rules, pod_wiring
-from vpccni.datapath.names import alias_of, is_our_alias
+from vpccni.datapath.names import alias_of, host_mac_of, is_our_alias, veth_name_of
 from vpccni.datapath.nft import nft_table
 from vpccni.datapath.numbers import (
     POD_TABLE,
@@ -249,15 +249,29 @@ def unwire(lease: LeaseWiring) -> Difference:
     )
 
 
-def sweep(leases: Sequence[LeaseWiring]) -> Difference:
-    """Delete the host veths that still stand, each by its index *and* alias (without index: skipped)."""
-    return Difference(
-        veths_delete=tuple(
-            VethRemoval(ifindex=lease.host_ifindex, alias=lease.alias or alias_of(lease.key))
-            for lease in leases
-            if lease.host_ifindex
-        )
-    )
+def sweep(leases: Sequence[LeaseWiring], *, veth_prefix: str = "eni") -> Difference:
+    """Delete the host veths that still stand, each by its index *and* alias.
+
+    A lease without an index (its wiring was never written down) is looked for by name, and its veth deleted
+    if it has its alias, or no alias yet and its MAC.
+    """
+    removals: list[VethRemoval] = []
+    for lease in leases:
+        alias = lease.alias or alias_of(lease.key)
+        if lease.host_ifindex:
+            removals.append(VethRemoval(ifindex=lease.host_ifindex, alias=alias))
+            continue
+        ifname = lease.host_ifname or veth_name_of(veth_prefix, lease.key, lease.pod)
+        removals.append(VethRemoval(ifindex=0, alias=alias, ifname=ifname, mac=host_mac_of(lease.key)))
+    return Difference(veths_delete=tuple(removals))
+
+
+def is_removable(link: LinkSeen, removal: VethRemoval) -> bool:
+    """Whether the link that was found for a removal is the veth that is meant."""
+    if link.kind != "veth":
+        return False
+    is_half_made = not removal.ifindex and not link.alias and link.mac == removal.mac
+    return link.alias == removal.alias or is_half_made
 
 
 def sweep_links(links: Sequence[LinkSeen]) -> Difference:

@@ -281,10 +281,17 @@ class LinkSetting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VethRemoval(msgspec.Struct, frozen=True, kw_only=True):
-    """A host veth that may go: only if the link of this index has this alias."""
+    """A host veth that may go: only if the link of this index has this alias.
+
+    Attributes:
+        ifindex: 0 when nobody wrote it down (the agent died while it wired): then ``ifname`` finds it.
+        mac: Tells a veth that has no alias yet as this sandbox's; only looked at together with ``ifname``.
+    """
 
     ifindex: int
     alias: str
+    ifname: str = ""
+    mac: str = ""
 
 
 class RouteRemoval(msgspec.Struct, frozen=True, kw_only=True):
@@ -369,7 +376,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         enis: Each ENI that is set up now, with the name and index of its link.
         missing_links: ENIs of the difference that have no link (yet).
-        removed_veths: Indexes of the links that are gone now, whoever removed them.
+        removed_veths: The given indexes whose veths are gone now, whoever removed them.
         notes: What could not be done and does not matter enough to fail, one sentence each.
     """
 

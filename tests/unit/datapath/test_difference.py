@@ -238,7 +238,7 @@ def test_the_small_differences_are_as_small_as_they_sound():
     assert gone.routes_delete == (RouteRemoval(table=POD_TABLE, dst=Cidr("10.0.1.21/32"), ifindex=4),)
     assert gone.rules_delete == (Rule(priority=1536, table=2, src=Cidr("10.0.1.21/32")),)
     assert gone.veths_delete == ()
-    assert sweep([wired, lease(2)]).veths_delete == (VethRemoval(ifindex=4, alias=alias_of(wired.key)),)
+    assert sweep([wired]).veths_delete == (VethRemoval(ifindex=4, alias=alias_of(wired.key)),)
     assert sweep_links([PRIMARY, VETH]).veths_delete == (VethRemoval(ifindex=4, alias=VETH.alias),)
 
 
