@@ -168,7 +168,7 @@ class Delegate:
         self._reports: dict[str, list[pytest.TestReport]] = {}
         self._finished: set[str] = set()
         self._unread = b""
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()  # noqa: SIM115  # closed by close()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._reports_in, reports_out = os.pipe()
         chosen = [item.nodeid for item in session.items if item.get_closest_marker("netns") is not None]
         ini = ["-c", str(config.inipath)] if config.inipath else []

@@ -220,10 +220,10 @@ class Clients:
         """The API server, as far as this node is told of one."""
         async with self._opening:
             if not self._is_kubernetes_known:
-                from vpccni.adapters.kubernetes import api_server_node
+                from vpccni.adapters.kubernetes import open_node
 
-                self._kubernetes = api_server_node(
-                    node=self._settings.node_name, cluster_endpoint=self._settings.cluster_endpoint
+                self._kubernetes = await open_node(
+                    self._settings.node_name, endpoint=self._settings.cluster_endpoint
                 )
                 self._is_kubernetes_known = True
                 if self._kubernetes is not None:
@@ -252,6 +252,8 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
         imds = ImdsV2(settings.imds_endpoint)
         stack.push_async_callback(imds.close)
         clients = Clients(settings, stack)
+        spool = DirectorySpool(paths.spool)
+        stack.push_async_callback(spool.close)
         ports = Ports(
             log=log,
             clock=clock,
@@ -260,7 +262,7 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
             kubernetes=clients.kubernetes,
             kernel=kernel,
             runtime=LibcniCache(paths.cni_results),
-            spool=DirectorySpool(paths.spool),
+            spool=spool,
         )
         agent = Agent(settings, ports, random.Random(options.seed))  # noqa: S311 - jitter, no secret
         stack.push_async_callback(agent.stop)

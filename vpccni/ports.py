@@ -217,6 +217,12 @@ class Spool(Protocol):
     async def write(self, body: bytes, stamp: Stamp) -> None:
         """Write one durably, as the executable does. Raises ``TransientError`` when it cannot."""
 
+    async def wait_changed(self) -> None:
+        """Wait until an entry may have been added since the last call; costs nothing meanwhile."""
+
+    async def close(self) -> None:
+        """End the watch. Idempotent."""
+
 
 class Kernel(Protocol):
     """The node's network stack, at the grain of a plan.

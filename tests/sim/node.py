@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import random
 from collections.abc import Callable
@@ -11,11 +10,12 @@ from collections.abc import Callable
 from tests.fakes.ec2 import region_ec2
 from tests.fakes.imds import region_imds
 from tests.fakes.kernel import FakeKernel
+from tests.fakes.runtime import FakeRuntimeCache
+from tests.fakes.spool import FakeSpool
 from vpccni.adapters.log_memory import MemoryLog, MemoryStore
 from vpccni.lab.ec2 import REALISTIC_LATENCY_S, LinkPlugged, LinkUnplugged, Region, Timing
 from vpccni.loops.agent import Agent, Ports
 from vpccni.model import Stamp
-from vpccni.ports import SpooledDel
 from vpccni.settings import read_settings
 
 
@@ -30,33 +30,6 @@ class VirtualClock:
     def now(self) -> Stamp:
         passed = int(asyncio.get_running_loop().time() * 1e9)
         return Stamp(self.wall_offset_ns + passed, self.boot_offset_ns + passed, self.boot_id)
-
-
-class FakeSpool:
-    """A spool in memory."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, SpooledDel] = {}
-        self._numbers = itertools.count(1)
-
-    async def entries(self) -> list[SpooledDel]:
-        return list(self.kept.values())
-
-    async def remove(self, name: str) -> None:
-        self.kept.pop(name, None)
-
-    async def write(self, body: bytes, stamp: Stamp) -> None:
-        name = f"{next(self._numbers):020}.json"
-        self.kept[name] = SpooledDel(
-            name=name, boot_id=stamp.boot_id, boottime_ns=stamp.boottime_ns, body=body
-        )
-
-
-class NoCache:
-    """A runtime that keeps no cache."""
-
-    async def is_known(self, network: str, container_id: str, ifname: str) -> bool | None:
-        return None
 
 
 class Node:
@@ -102,7 +75,7 @@ class Node:
             imds=region_imds(self.region, self.instance.id, self.now),
             kubernetes=get_kubernetes,
             kernel=self.kernel,
-            runtime=NoCache(),
+            runtime=FakeRuntimeCache(),
             spool=self.spool,
         )
         self.agent = Agent(self.settings, ports, random.Random(1))

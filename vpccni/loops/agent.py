@@ -75,6 +75,7 @@ class Agent:
             breakers=self.breakers,
             parallel_max=settings.ec2_parallel_max,
             on_change=self._wake_planner,
+            on_refused=lambda: self.reconcile.compare_soon(),
         )
         self.keep_warm = KeepWarm(
             writer=self.writer,
@@ -274,6 +275,7 @@ class Agent:
             group.create_task(self.links.follow_links(), name="follow links")
             group.create_task(self.reconcile.run(), name="reconcile")
             group.create_task(self.housekeeping.run(), name="housekeeping")
+            group.create_task(self.housekeeping.run_spool(), name="spool")
             group.create_task(self.housekeeping.run_sweep(), name="lease sweep")
 
     async def _watch_writer(self) -> None:

@@ -42,12 +42,14 @@ class Effects:
         breakers: Breakers,
         parallel_max: int,
         on_change: Callable[[], None],
+        on_refused: Callable[[], None],
     ) -> None:
         self._writer = writer
         self._ec2 = ec2
         self._breakers = breakers
         self._budget = asyncio.Semaphore(parallel_max)
         self._on_change = on_change
+        self._on_refused = on_refused
         self.attach_refused: set[str] = set()
         self.under_way: set[IntentId] = set()
 
@@ -89,6 +91,8 @@ class Effects:
         """Settle an intent that an earlier process, or a failure, left open."""
         self.under_way.add(intent)
         try:
+            loop = asyncio.get_running_loop()
+            await asyncio.sleep(max(0.0, self._breakers.of(wanted.kind).until - loop.time()))
             ec2 = await self._ec2()
             async with self._budget:
                 await self._settle(ec2, intent, wanted)
@@ -112,8 +116,11 @@ class Effects:
             return c.Unknown(detail=error.detail)
         except (TransientError, PermanentError) as error:
             self._breakers.fail(wanted.kind, error, asyncio.get_running_loop().time())
-            if wanted.kind == "attach" and isinstance(error, PermanentError):
-                self.attach_refused.add(wanted.eni)
+            if isinstance(error, PermanentError):
+                # EC2 sees something else than the books (a full ENI, an index in use): compare.
+                self._on_refused()
+                if wanted.kind == "attach":
+                    self.attach_refused.add(wanted.eni)
             return c.Failed(
                 reason=error.reason,
                 code=getattr(error, "code", ""),

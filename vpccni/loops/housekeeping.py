@@ -144,9 +144,17 @@ class Housekeeping:
             await asyncio.sleep(TICK_S)
             idle = idle + 1 if self._writer.commits == commits else 0
             commits = self._writer.commits
-            await self._guarded("spool", self.drain_spool)
             if idle >= IDLE_TURNS:
                 await self._guarded("log", self._tidy_log)
+
+    async def run_spool(self) -> NoReturn:
+        """DELs that were spooled although we run: the executable could not reach us, or the log took nothing."""
+        while True:
+            await self._spool.wait_changed()
+            await self._guarded("spool", self.drain_spool)
+            while await self._spool.entries():
+                await asyncio.sleep(TICK_S)
+                await self._guarded("spool", self.drain_spool)
 
     async def run_sweep(self) -> NoReturn:
         """The lease sweep, every five minutes or when the runtime's GC asks; again soon while one is doubted."""

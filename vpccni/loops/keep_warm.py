@@ -118,7 +118,10 @@ class KeepWarm:
             return
         wanted = self._plan_pool(state, policy)
         if not self._no_change():
-            wanted += next_effects(state, frozenset(EniId(eni) for eni in self._effects.attach_refused))
+            now = asyncio.get_running_loop().time()
+            refused = frozenset(EniId(eni) for eni in self._effects.attach_refused)
+            steps = next_effects(state, refused)
+            wanted += [step for step in steps if not self._breakers.of(step.kind).holding(now)]
         await self._perform(group, wanted)
 
     def _resume(self, group: asyncio.TaskGroup, state: State) -> None:

@@ -62,12 +62,14 @@ class Reconcile:
         self._previous: tuple[EniFacts, ...] | None = None
         self._wake = asyncio.Event()
         self._disagreements = 0
+        self._is_doubted = False
         self.ec2_seen_at: float | None = None
         self.imds_failing = ""
         self.ec2_failing = ""
 
-    def wake(self) -> None:
-        """Something hints that the books and EC2 differ."""
+    def compare_soon(self) -> None:
+        """EC2 refused something that the books allow: ask it what it sees, once and soon."""
+        self._is_doubted = True
         self._wake.set()
 
     async def run(self) -> NoReturn:
@@ -107,7 +109,7 @@ class Reconcile:
         try:
             await step()
         except VpccniError as error:
-            said = f"{error.reason}: {error.detail}"[:300]
+            said = (error.detail or str(error.reason))[:300]
             before = self.imds_failing if who == "imds" else self.ec2_failing
             self._note(who, said)
             if said != before:
@@ -166,12 +168,13 @@ class Reconcile:
     async def _look(self) -> None:
         """One cheap reading; EC2 is asked when it disagrees with the books twice, or after a long while."""
         now = asyncio.get_running_loop().time()
-        is_due = self.ec2_seen_at is None or now - self.ec2_seen_at > EC2_PERIOD_S
+        is_due = self.ec2_seen_at is None or now - self.ec2_seen_at > EC2_PERIOD_S or self._is_doubted
+        self._is_doubted = False
         try:
             macs = set(await self._imds.attached_macs())
             self._note("imds", "")
         except VpccniError as error:
-            self._note("imds", f"{error.reason}: {error.detail}"[:300])
+            self._note("imds", (error.detail or str(error.reason))[:300])
             macs = None
         if macs is not None:
             booked = {held.facts.mac for held in self._writer.state.enis.values() if held.phase == "attached"}
