@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.event_samples import records
+from tests.data.event_samples import EVENTS, record, records
 from vpccni.adapters.log_sqlite import SqliteLog
-from vpccni.errors import PermanentError, Reason, VpccniError
+from vpccni.errors import OutcomeUnknownError, PermanentError, Reason, VpccniError
 from vpccni.model import Seq
 from vpccni.replay.reader import open_log
 
@@ -363,3 +363,41 @@ async def test_a_wal_whose_first_write_was_torn_is_no_damage(whole):
     Path(f"{whole}-wal").write_bytes(bytes(9000))
     start, _ = await opened(whole)
     assert start.head == COUNT
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+async def test_older_frames_behind_the_newest_are_no_damage(tmp_path, count):
+    """1. The -wal is long. 2. A checkpoint lets it begin anew, its old frames stay. 3. The agent is killed."""
+    path = tmp_path / "running" / "events.db"
+    log = SqliteLog(path, volatile_ok=True)
+    await log.open()
+    for seq in range(1, 31):
+        await log.append(records(seq, seq))
+    await log.checkpoint()
+    for seq in range(31, 31 + count):
+        await log.append(records(seq, seq))
+    copy = open_copy(path, tmp_path / "crashed")
+    await log.close()
+    start, _ = await opened(copy)
+    assert start.tail == tuple(records(1, 30 + count))
+
+
+async def test_an_index_that_is_corrupt_is_found_when_an_append_meets_it(whole):
+    """No event is on the page, so a start does not look at it; the append does, and says so at the reopening."""
+    connection = sqlite3.connect(whole)
+    ((root,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'event_subject'")
+    connection.close()
+    content = bytearray(whole.read_bytes())
+    content[(root - 1) * PAGE : root * PAGE] = b"\x77" * PAGE
+    whole.write_bytes(content)
+    log = SqliteLog(whole, volatile_ok=True)
+    assert (await log.open()).head == COUNT
+    with pytest.raises(OutcomeUnknownError) as unknown:
+        await log.append([record(COUNT + 1, EVENTS[28])])
+    assert unknown.value.reason is Reason.LOG_WRITE_FAILED
+    with pytest.raises(PermanentError) as refused:
+        await log.reopen()
+    assert refused.value.reason is Reason.LOG_DAMAGED
+    assert "corrupt" in refused.value.detail
+    await log.close()
+    assert not is_good(whole)

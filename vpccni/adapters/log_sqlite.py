@@ -6,7 +6,7 @@ that passed is opened for writing, by one connection of SQLAlchemy over aiosqlit
 
 A batch is one hop to aiosqlite's thread: the batch is staged on the connection and ``commit`` runs
 ``BEGIN IMMEDIATE``, all inserts and ``COMMIT`` there. (One hop costs 0.1 ms, each statement through
-SQLAlchemy's async layer 0.5 ms: docs/adr and ``bench``.) With ``synchronous=FULL`` the COMMIT returns
+SQLAlchemy's async layer 0.5 ms.) With ``synchronous=FULL`` the COMMIT returns
 after the -wal was synced. The -wal is not truncated between checkpoints: writing over blocks that it has
 already takes a third off each sync.
 
@@ -264,6 +264,8 @@ class SqliteLog:
             copied = files.quarantine()
             raise PermanentError(Reason.LOG_DAMAGED, f"{files.main}: {error}; {copied}") from error
         except OSError as error:
+            if is_no_space(error):
+                raise TransientError(Reason.LOG_DISK_FULL, f"{files.main}: {error}") from error
             raise PermanentError(Reason.LOG_DAMAGED, f"{files.main} cannot be read: {error}") from error
         return found, is_torn
 
