@@ -1,0 +1,98 @@
+"""Where a lab keeps its files: what must last on the checkout's disk, what must have a short path in /tmp."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+LAB_DIRECTORY: Final = Path(__file__).parents[2] / "build" / "lab"
+"""Where labs lie by default: in the checkout, whose disk also serves for a log's fsync."""
+
+SOCKET_NAME: Final = "vpccni.sock"
+
+_VOLATILE: Final = frozenset({"tmpfs", "ramfs", "overlay"})
+
+
+class NodePlaces(msgspec.Struct, frozen=True, kw_only=True):
+    """The directories and files of one node.
+
+    Attributes:
+        root: On a disk; holds the others but ``run``.
+        run: Socket, pid file and spool: a short path, for a Unix socket's has 107 bytes at most.
+        boot_id: A file with the node's own boot id, for all nodes share the kernel's.
+        results: The runtime's cached CNI results, under libcni's names.
+        log: What the agent prints.
+    """
+
+    root: Path
+    run: Path
+
+    @property
+    def state(self) -> Path:
+        """The agent's ``--state-dir``."""
+        return self.root / "state"
+
+    @property
+    def bin(self) -> Path:
+        """CNI executables."""
+        return self.root / "bin"
+
+    @property
+    def conf(self) -> Path:
+        """CNI configuration."""
+        return self.root / "conf"
+
+    @property
+    def spool(self) -> Path:
+        """DELs that wait for the agent."""
+        return self.run / "spool"
+
+    @property
+    def socket(self) -> Path:
+        """The agent's socket."""
+        return self.run / SOCKET_NAME
+
+    @property
+    def results(self) -> Path:
+        """What libcni keeps below ``/var/lib/cni/results``."""
+        return self.root / "results"
+
+    @property
+    def boot_id(self) -> Path:
+        """In place of ``/proc/sys/kernel/random/boot_id``."""
+        return self.root / "boot_id"
+
+    @property
+    def log(self) -> Path:
+        """The agent's output, of all its lives."""
+        return self.root / "log.txt"
+
+    @property
+    def events(self) -> Path:
+        """The event log."""
+        return self.state / "events.sqlite"
+
+    def make(self) -> None:
+        """Make every directory, empty."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        for directory in (self.state, self.bin, self.conf, self.results, self.run):
+            directory.mkdir(parents=True, exist_ok=True)
+
+
+def volatile_filesystem(path: Path) -> str:
+    """Name the filesystem of an existing path if it forgets (tmpfs, overlay), else return empty text.
+
+    Read from ``/proc/self/mountinfo``, by device number: the agent asks the kernel for the same.
+    """
+    number = os.stat(path).st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split()[2] == device:
+            kind = after.split()[0]
+            return kind if kind in _VOLATILE else ""
+    return ""
