@@ -58,14 +58,20 @@ def _parse_boolean(text: str, _complain: Complain) -> bool:
     return _BOOLEANS[text]
 
 
-def _integer(low: int, high: int, what: str = "") -> Kind:
+def _parse_true(text: str, complain: Complain) -> bool:
+    if not _parse_boolean(text, complain):
+        raise ValueError(text)
+    return True
+
+
+def _integer(low: int, high: int) -> Kind:
     def parse(text: str, _complain: Complain) -> int:
         if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not low <= int(text) <= high:
             raise ValueError(text)
         return int(text)
 
     upper = f" to {high}" if high < _ANY else " or more"
-    return Kind(type="integer", range=what or f"a decimal integer, {low}{upper}", parse=parse)
+    return Kind(type="integer", range=f"a decimal integer, {low}{upper}", parse=parse)
 
 
 def _choice(*values: str, takes_empty: bool = False) -> Kind:
@@ -131,6 +137,9 @@ def _parse_tags(text: str, complain: Complain) -> dict[str, str]:
 
 _ANY: Final = 1 << 31
 _BOOLEAN: Final = Kind(type="boolean", range="true or false (1, t, 0, f, …)", parse=_parse_boolean)
+_TRUE: Final = Kind(
+    type="boolean", range="true: without IPv6 there is nothing else to give", parse=_parse_true
+)
 _TEXT: Final = Kind(type="text", range="any text", parse=_parse_text)
 _COUNT: Final = _integer(0, _ANY)
 _MTU: Final = _integer(576, 9001)  # RFC 791's least, and what a VPC carries
@@ -155,7 +164,7 @@ class Status(StrEnum):
     PASSED_THROUGH = "passed_through"
 
 
-class Setting(msgspec.Struct, frozen=True, kw_only=True):
+class Setting(msgspec.Struct, frozen=True):
     """One row of the table.
 
     Attributes:
@@ -227,30 +236,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
-def _supported(name: str, field: str, kind: Kind, default: str, does: str, **more: Any) -> Setting:
-    return Setting(name=name, field=field, kind=kind, default=default, does=does, **more)
-
-
 def _no_effect(name: str, kind: Kind, default: str, does: str, *, warns: bool = False) -> Setting:
-    return Setting(
-        name=name, field="", kind=kind, default=default, does=does, status=Status.NO_EFFECT, warns=warns
-    )
+    return Setting(name, "", kind, default, does, status=Status.NO_EFFECT, warns=warns)
 
 
 def _not_built(name: str, does: str) -> Setting:
-    return Setting(
-        name=name,
-        field="",
-        kind=_BOOLEAN,
-        default="false",
-        does=does,
-        status=Status.NOT_BUILT,
-        built=(False,),
-    )
+    return Setting(name, "", _BOOLEAN, "false", does, status=Status.NOT_BUILT, built=(False,))
 
 
 def _passed(name: str, does: str, field: str = "") -> Setting:
-    return Setting(name=name, field=field, kind=_TEXT, default="", does=does, status=Status.PASSED_THROUGH)
+    return Setting(name, field, _TEXT, "", does, status=Status.PASSED_THROUGH)
 
 
 def _group(title: str, *rows: Setting) -> tuple[Setting, ...]:
@@ -260,52 +255,52 @@ def _group(title: str, *rows: Setting) -> tuple[Setting, ...]:
 TABLE: Final[tuple[Setting, ...]] = (
     *_group(
         "The node",
-        _supported("MY_NODE_NAME", "node_name", _TEXT, "",
-                   "Name of our Node object. Without it the API server is not asked for anything."),
-        _supported("CLUSTER_NAME", "cluster_name", _TEXT, "",
-                   "Tags new ENIs with the cluster, as the scoped IAM policy wants."),
-        _supported("CLUSTER_ENDPOINT", "cluster_endpoint", _TEXT, "",
-                   "URL of the API server, where it is not to be reached through kube-proxy."),
-        _supported("VPCCNI_MAX_PODS", "max_pods", _integer(0, 10_000), "0",
-                   "How many pods the node may run, instead of what its Node object says; 0 asks the Node.",
-                   refuses=True),
+        Setting("MY_NODE_NAME", "node_name", _TEXT, "",
+                "Name of our Node object. Without it the API server is not asked for anything."),
+        Setting("CLUSTER_NAME", "cluster_name", _TEXT, "",
+                "Tags new ENIs with the cluster, as the scoped IAM policy wants."),
+        Setting("CLUSTER_ENDPOINT", "cluster_endpoint", _TEXT, "",
+                "URL of the API server, where it is not to be reached through kube-proxy."),
+        Setting("VPCCNI_MAX_PODS", "max_pods", _integer(0, 10_000), "0",
+                "How many pods the node may run, instead of what its Node object says; 0 asks the Node.",
+                refuses=True),
         _no_effect("MY_POD_NAME", _TEXT, "", "The pod that events are raised on; none are raised yet."),
         _no_effect("VPC_CNI_VERSION", _TEXT, "", "Suffix of the original's user agents."),
     ),
     *_group(
         "The warm pool",
-        _supported("WARM_ENI_TARGET", "warm_eni_target", _COUNT, "1",
-                   "Keep that many ENIs' worth of free addresses, while no IP target is set."),
-        _supported("WARM_IP_TARGET", "warm_ip_target", _COUNT, "0",
-                   "Keep that many free addresses; 0 is off. Overrides WARM_ENI_TARGET."),
-        _supported("MINIMUM_IP_TARGET", "minimum_ip_target", _COUNT, "0",
-                   "Own at least that many addresses; 0 is off. Overrides WARM_ENI_TARGET."),
-        _supported("MAX_ENI", "max_eni", _COUNT, "0",
-                   "Attach at most that many ENIs, the primary counted in; 0 is what the instance allows."),
-        _supported("IP_COOLDOWN_PERIOD", "ip_cooldown_s", _COUNT, "30",
-                   "How long a released address rests, so that kube-proxy everywhere has forgotten it.",
-                   unit="s", refuses=True),
-        _supported("ADD_WAIT_S", "add_wait_s", _integer(0, 75), "55",
-                   "How long an ADD waits for an address that growth will bring. The executable waits 85 s "
-                   "for an answer and kubelet longer, so that it is we who give the reason.",
-                   unit="s", refuses=True),
+        Setting("WARM_ENI_TARGET", "warm_eni_target", _COUNT, "1",
+                "Keep that many ENIs' worth of free addresses, while no IP target is set."),
+        Setting("WARM_IP_TARGET", "warm_ip_target", _COUNT, "0",
+                "Keep that many free addresses; 0 is off. Overrides WARM_ENI_TARGET."),
+        Setting("MINIMUM_IP_TARGET", "minimum_ip_target", _COUNT, "0",
+                "Own at least that many addresses; 0 is off. Overrides WARM_ENI_TARGET."),
+        Setting("MAX_ENI", "max_eni", _COUNT, "0",
+                "Attach at most that many ENIs, the primary counted in; 0 is what the instance allows."),
+        Setting("IP_COOLDOWN_PERIOD", "ip_cooldown_s", _COUNT, "30",
+                "How long a released address rests, so that kube-proxy everywhere has forgotten it.",
+                unit="s", refuses=True),
+        Setting("ADD_WAIT_S", "add_wait_s", _integer(0, 75), "55",
+                "How long an ADD waits for an address that growth will bring. The executable waits 85 s "
+                "for an answer and kubelet longer, so that it is we who give the reason.",
+                unit="s", refuses=True),
         _no_effect("WARM_PREFIX_TARGET", _COUNT, "0", "Counts only with prefix delegation."),
-        _supported("AWS_MANAGE_ENIS_NON_SCHEDULABLE", "manage_enis_non_schedulable", _BOOLEAN, "false",
-                   "Grow and shrink the pool also while the node takes no new pods."),
+        Setting("AWS_MANAGE_ENIS_NON_SCHEDULABLE", "manage_enis_non_schedulable", _BOOLEAN, "false",
+                "Grow and shrink the pool also while the node takes no new pods."),
     ),
     *_group(
         "EC2",
-        _supported("EC2_PARALLEL_MAX", "ec2_parallel_max", _integer(1, 64), "8",
-                   "How many EC2 calls may be under way at once; EC2 throttles an account as a whole.",
-                   refuses=True),
-        _supported("HTTP_TIMEOUT", "http_timeout_s", _integer(10, 3600), "10",
-                   "How long one EC2 or IMDS request may take.", unit="s"),
-        _supported("ADDITIONAL_ENI_TAGS", "additional_eni_tags", _TAGS, "{}",
-                   "Further tags for ENIs that we create. Keys with k8s.amazonaws.com are left out."),
-        _supported("MANAGE_UNTAGGED_ENI", "manage_untagged_eni", _BOOLEAN, "true",
-                   "Whether ENIs that somebody else attached, without our tag, serve pods too."),
-        _supported("DISABLE_LEAKED_ENI_CLEANUP", "disable_leaked_eni_cleanup", _BOOLEAN, "false",
-                   "Leave detached ENIs of this instance alone instead of deleting them."),
+        Setting("EC2_PARALLEL_MAX", "ec2_parallel_max", _integer(1, 64), "8",
+                "How many EC2 calls may be under way at once; EC2 throttles an account as a whole.",
+                refuses=True),
+        Setting("HTTP_TIMEOUT", "http_timeout_s", _integer(10, 3600), "10",
+                "How long one EC2 or IMDS request may take.", unit="s"),
+        Setting("ADDITIONAL_ENI_TAGS", "additional_eni_tags", _TAGS, "{}",
+                "Further tags for ENIs that we create. Keys with k8s.amazonaws.com are left out."),
+        Setting("MANAGE_UNTAGGED_ENI", "manage_untagged_eni", _BOOLEAN, "true",
+                "Whether ENIs that somebody else attached, without our tag, serve pods too."),
+        Setting("DISABLE_LEAKED_ENI_CLEANUP", "disable_leaked_eni_cleanup", _BOOLEAN, "false",
+                "Leave detached ENIs of this instance alone instead of deleting them."),
         _no_effect("ENABLE_SUBNET_DISCOVERY", _BOOLEAN, "true",
                    "New ENIs go to the subnet of the primary ENI, as they do where no subnet is tagged."),
         _no_effect("AWS_EC2_ENDPOINT", _TEXT, "",
@@ -313,25 +308,25 @@ TABLE: Final[tuple[Setting, ...]] = (
     ),
     *_group(
         "Wiring and routes",
-        _supported("AWS_VPC_ENI_MTU", "eni_mtu", _MTU, "9001", "MTU of the ENIs.", unit="byte", refuses=True),
-        _supported("POD_MTU", "pod_mtu", _MTU, "",
-                   "MTU of the pods' links; unset, it is AWS_VPC_ENI_MTU.", unit="byte", refuses=True),
-        _supported("AWS_VPC_K8S_CNI_VETHPREFIX", "veth_prefix", _VETH_PREFIX, "eni",
-                   "How the names of the host ends of pods' links begin.", refuses=True),
-        _supported("POD_ROUTING", "pod_routing", _choice("auto", "rules", "map", "legacy"), "auto",
-                   "How a pod's packets find their ENI: `rules` is one policy rule a pod on a secondary ENI; "
-                   "`auto` takes the best that is built. `map` and `legacy` are not built yet.",
-                   built=("auto", "rules"), refuses=True),
-        _supported("AWS_VPC_K8S_CNI_EXTERNALSNAT", "external_snat", _BOOLEAN, "false",
-                   "Leave translation to a NAT gateway: no SNAT on the node."),
-        _supported("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "exclude_snat_cidrs", _CIDRS, "",
-                   "Destinations outside the VPC that are reached without SNAT. Bad items are left out."),
-        _supported("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "randomize_snat",
-                   _choice("prng", "hashrandom", "none"), "prng", "How SNAT chooses source ports."),
-        _supported("AWS_VPC_CNI_NODE_PORT_SUPPORT", "node_port_support", _BOOLEAN, "true",
-                   "Replies of pods to NodePort connections leave by the primary ENI."),
-        _supported("AWS_VPC_K8S_CNI_CONNMARK", "connmark", _MARK, "0x80",
-                   "The mark bit of such connections, also its mask."),
+        Setting("AWS_VPC_ENI_MTU", "eni_mtu", _MTU, "9001", "MTU of the ENIs.", unit="byte", refuses=True),
+        Setting("POD_MTU", "pod_mtu", _MTU, "",
+                "MTU of the pods' links; unset, it is AWS_VPC_ENI_MTU.", unit="byte", refuses=True),
+        Setting("AWS_VPC_K8S_CNI_VETHPREFIX", "veth_prefix", _VETH_PREFIX, "eni",
+                "How the names of the host ends of pods' links begin.", refuses=True),
+        Setting("POD_ROUTING", "pod_routing", _choice("auto", "rules", "map", "legacy"), "auto",
+                "How a pod's packets find their ENI: `rules` is one policy rule a pod on a secondary ENI; "
+                "`auto` takes the best that is built. `map` and `legacy` are not built yet.",
+                built=("auto", "rules"), refuses=True),
+        Setting("AWS_VPC_K8S_CNI_EXTERNALSNAT", "external_snat", _BOOLEAN, "false",
+                "Leave translation to a NAT gateway: no SNAT on the node."),
+        Setting("AWS_VPC_K8S_CNI_EXCLUDE_SNAT_CIDRS", "exclude_snat_cidrs", _CIDRS, "",
+                "Destinations outside the VPC that are reached without SNAT. Bad items are left out."),
+        Setting("AWS_VPC_K8S_CNI_RANDOMIZESNAT", "randomize_snat",
+                _choice("prng", "hashrandom", "none"), "prng", "How SNAT chooses source ports."),
+        Setting("AWS_VPC_CNI_NODE_PORT_SUPPORT", "node_port_support", _BOOLEAN, "true",
+                "Replies of pods to NodePort connections leave by the primary ENI."),
+        Setting("AWS_VPC_K8S_CNI_CONNMARK", "connmark", _MARK, "0x80",
+                "The mark bit of such connections, also its mask."),
         _no_effect("DISABLE_TCP_EARLY_DEMUX", _BOOLEAN, "false",
                    "Matters only to probes of pods with security groups of their own."),
         _no_effect("AWS_VPC_K8S_CNI_CONFIGURE_RPFILTER", _BOOLEAN, "true", "Did nothing in the original."),
@@ -339,15 +334,15 @@ TABLE: Final[tuple[Setting, ...]] = (
     ),
     *_group(
         "Logs and listeners",
-        _supported("AWS_VPC_K8S_CNI_LOGLEVEL", "log_level", _LOG_LEVEL, "debug", "Level of the agent's log."),
+        Setting("AWS_VPC_K8S_CNI_LOGLEVEL", "log_level", _LOG_LEVEL, "debug", "Level of the agent's log."),
         _no_effect("AWS_VPC_K8S_CNI_LOG_FILE", _TEXT, "/host/var/log/aws-routed-eni/ipamd.log",
                    "The agent logs to its standard output, from where `kubectl logs` reads."),
-        _supported("AWS_VPC_K8S_PLUGIN_LOG_FILE", "plugin_log_file", _PLUGIN_LOG,
-                   "/var/log/aws-routed-eni/plugin.log",
-                   "Goes into the conflist. Our executable keeps no log: the agent has it all. "
-                   "`stdout` would mix with the CNI result.", refuses=True),
-        _supported("AWS_VPC_K8S_PLUGIN_LOG_LEVEL", "plugin_log_level", _LOG_LEVEL, "debug",
-                   "Goes into the conflist, like the path."),
+        Setting("AWS_VPC_K8S_PLUGIN_LOG_FILE", "plugin_log_file", _PLUGIN_LOG,
+                "/var/log/aws-routed-eni/plugin.log",
+                "Goes into the conflist. Our executable keeps no log: the agent has it all. "
+                "`stdout` would mix with the CNI result.", refuses=True),
+        Setting("AWS_VPC_K8S_PLUGIN_LOG_LEVEL", "plugin_log_level", _LOG_LEVEL, "debug",
+                "Goes into the conflist, like the path."),
         _no_effect("DISABLE_INTROSPECTION", _BOOLEAN, "false", "Only the Unix socket is served yet."),
         _no_effect("INTROSPECTION_BIND_ADDRESS", _TEXT, "127.0.0.1:61679",
                    "Only the Unix socket is served yet.", warns=True),
@@ -357,9 +352,9 @@ TABLE: Final[tuple[Setting, ...]] = (
         "Files",
         _no_effect("AWS_VPC_K8S_CNI_BACKING_STORE", _TEXT, "/var/run/aws-node/ipam.json",
                    "Leases are in the event log (`vpccni agent --state-dir`)."),
-        _supported("HOST_CNI_BIN_PATH", "cni_bin_dir", _TEXT, "/host/opt/cni/bin",
-                   "Where the agent sees the node's CNI executables: portmap goes into the conflist only if it "
-                   "is there. `vpccni install --bin` puts ours in place."),
+        Setting("HOST_CNI_BIN_PATH", "cni_bin_dir", _TEXT, "/host/opt/cni/bin",
+                "Where the agent sees the node's CNI executables: portmap goes into the conflist only if it "
+                "is there. `vpccni install --bin` puts ours in place."),
         _no_effect("HOST_CNI_CONFDIR_PATH", _TEXT, "/host/etc/cni/net.d",
                    "Say `--conf` (install) or `--install-conf` (agent).", warns=True),
         _no_effect("AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE", _TEXT,
@@ -369,9 +364,7 @@ TABLE: Final[tuple[Setting, ...]] = (
     ),
     *_group(
         "Features",
-        Setting(name="ENABLE_IPv4", field="", default="true", refuses=True, does="Pods get IPv4 addresses.",
-                kind=Kind(type="boolean", range="true: without IPv6 there is nothing else to give",
-                          parse=lambda text, _complain: _only(_parse_boolean(text, _complain), True))),
+        Setting("ENABLE_IPv4", "", _TRUE, "true", "Pods get IPv4 addresses.", refuses=True),
         _not_built("ENABLE_IPv6", "Pods get IPv6 addresses instead."),
         _not_built("ENABLE_PREFIX_DELEGATION", "Allocate /28 prefixes instead of single addresses."),
         _not_built("AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG", "Subnets and groups from ENIConfig objects."),
@@ -483,12 +476,6 @@ def effective(settings: Settings) -> dict[str, str]:
 
 
 _NAMES: Final = frozenset(row.name for row in TABLE)
-
-
-def _only(value: bool, wanted: bool) -> bool:
-    if value is not wanted:
-        raise ValueError(value)
-    return value
 
 
 def _complaint(name: str, warnings: list[str]) -> Complain:
