@@ -109,11 +109,28 @@ def test_one_application_converges_and_a_second_changes_nothing(scene):
         await kernel.apply(difference(wanted, await kernel.observe()))
         again = difference(wanted, await kernel.observe())
         assert again.is_empty, again
+        assert_converged(wanted, await kernel.observe(), scene)
         before = kernel.dump()
         await kernel.apply(again)
         assert kernel.dump() == before
 
     asyncio.run(scenario())
+
+
+def assert_converged(wanted: Desired, observed: Observed, scene: Scene) -> None:
+    """What must hold, without asking ``difference``."""
+    assert set(wanted.rules) <= set(observed.rules)
+    veths = {link.alias: link.ifindex for link in observed.links if is_our_alias(link.alias)}
+    assert veths.keys() == {alias_of(one.key) for one in scene.leases if one.lease in scene.wired}
+    pod_table = {route.dst: route.ifindex for route in observed.routes if route.table == POD_TABLE}
+    leased = {host_cidr(one.bindings[0].address) for one in scene.leases}
+    assert pod_table.keys() <= leased
+    for one in scene.leases:
+        if one.lease in scene.wired:
+            assert pod_table[host_cidr(one.bindings[0].address)] == veths[alias_of(one.key)]
+    for device in scene.plugged:
+        tables = [route.dst for route in observed.routes if route.table == eni(device).table]
+        assert device == 0 or "0.0.0.0/0" in tables
 
 
 @settings(max_examples=60, deadline=None)
