@@ -444,16 +444,8 @@ def test_whatever_keeps_it_from_connecting_it_tries_again(plugin: Plugin, what: 
         (None, {"connectTimeoutMs": 60}, "connect: No such file or directory"),
         (hold_open(b"HTTP/1.1 200"), {"answerTimeoutMs": 60}, "read: (Connection|Operation) timed out"),
         # The last try of these two may start so late that it is cut off by the deadline.
-        (
-            die,
-            {"connectTimeoutMs": 1, "answerTimeoutMs": 60},
-            "the connection ended before a whole answer|timed out",
-        ),
-        (
-            send(b"?\r\n\r\n"),
-            {"connectTimeoutMs": 1, "answerTimeoutMs": 60},
-            "the answer is not HTTP|timed out",
-        ),
+        (die, {"answerTimeoutMs": 60}, "the connection ended before a whole answer came|timed out"),
+        (send(b"?\r\n\r\n"), {"answerTimeoutMs": 60}, "the answer is not HTTP|timed out"),
     ],
     ids=["away", "hangs", "dies", "babbles"],
 )
@@ -468,10 +460,8 @@ def test_past_the_deadline_it_says_what_it_tried(
     assert advice == "is the aws-node pod of this node running?"
     assert re.search(why, tried)
     assert 0.05 < outcome.elapsed_s < 2
-    tries = (
-        1 if "hold" in repr(behaviour) else 7
-    )  # with pauses of 2, 4, 8, 16 and 32 ms, and one for the rest
-    assert daemon is None or min(tries, 2) <= len(daemon.requests) <= tries
+    tries = range(2, 8) if "|timed out" in why else range(1, 2)  # pauses of 2, 4, 8, 16, 32 ms and the rest
+    assert daemon is None or len(daemon.requests) in tries
 
 
 def test_a_daemon_that_does_not_read_cannot_hold_it(plugin: Plugin):
@@ -486,16 +476,19 @@ def test_a_daemon_that_does_not_read_cannot_hold_it(plugin: Plugin):
 def test_being_stopped_and_continued_changes_nothing(plugin: Plugin):
     text = plugin.home / "config"
     text.write_text(json.dumps(plugin.config()))
-    with FakeDaemon(plugin.socket, trickle(http(BODY), 0.0005)) as daemon, text.open() as stdin:
-        with ended(plugin.start("ADD", stdin.fileno(), {})) as process:
-            while not daemon.requests and process.poll() is None:
-                time.sleep(0.001)
-            for _ in range(5):
-                process.send_signal(signal.SIGSTOP)
-                time.sleep(0.002)
-                process.send_signal(signal.SIGCONT)
-                time.sleep(0.002)
-            out, err = process.communicate(timeout=20)
+    with (
+        FakeDaemon(plugin.socket, trickle(http(BODY), 0.0005)) as daemon,
+        text.open() as stdin,
+        ended(plugin.start("ADD", stdin.fileno(), {})) as process,
+    ):
+        while not daemon.requests and process.poll() is None:
+            time.sleep(0.001)
+        for _ in range(5):
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.002)
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.002)
+        out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, BODY, b"")
 
 
