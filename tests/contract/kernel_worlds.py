@@ -1,16 +1,17 @@
 """A node and its sandboxes, for the kernel port's suite: one in memory, one in real network namespaces.
 
-A real namespace is held by a descriptor alone and named by a link to ``/proc/<pid>/fd/<n>``: nothing is
-mounted, and whatever happens to the process, the kernel removes the namespace with it.
+A real namespace is held by a descriptor alone and named by ``/proc/<pid>/fd/<n>``: nothing is mounted or
+written, and whatever happens to the process, the kernel removes the namespace with it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import itertools
 import json
 import os
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from vpccni.ports import Kernel
 Fault = Callable[[str], None]
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
+_numbers = itertools.count()
 
 
 class World(Protocol):
@@ -97,7 +99,6 @@ class RealWorld:
     """The node and its sandboxes as network namespaces of the kernel that the test runs on."""
 
     def __init__(self) -> None:
-        self._names = tempfile.TemporaryDirectory(prefix="vpccni-netns-")
         self._descriptors: dict[str, int] = {}
         self._kernels: list[NetlinkKernel] = []
         self._count = 0
@@ -111,9 +112,7 @@ class RealWorld:
 
     def _make(self) -> str:
         descriptor = new_netns()
-        self._count += 1
-        path = f"{self._names.name}/{self._count}"
-        os.symlink(f"/proc/{os.getpid()}/fd/{descriptor}", path)
+        path = f"/proc/{os.getpid()}/fd/{descriptor}"
         self._descriptors[path] = descriptor
         return path
 
@@ -126,7 +125,6 @@ class RealWorld:
         return self._make()
 
     def remove_netns(self, path: str) -> None:
-        os.unlink(path)
         os.close(self._descriptors.pop(path))
 
     def add_foreign_interface(self, path: str, ifname: str) -> None:
@@ -163,7 +161,6 @@ class RealWorld:
             await kernel.close()
         for descriptor in self._descriptors.values():
             os.close(descriptor)
-        self._names.cleanup()
 
 
 def new_netns() -> int:
@@ -184,7 +181,10 @@ def new_netns() -> int:
         pytest.skip(
             f"a network namespace cannot be made here: {os.strerror(failed[0])} (needs CAP_SYS_ADMIN)"
         )
-    return made[0]
+    # Far from the numbers that the next open() takes: a path whose namespace is gone must stay gone.
+    descriptor = fcntl.fcntl(made[0], fcntl.F_DUPFD_CLOEXEC, 400 + next(_numbers) % 500)
+    os.close(made[0])
+    return descriptor
 
 
 def sh(path: str, script: str) -> str:

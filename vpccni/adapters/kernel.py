@@ -39,8 +39,9 @@ from vpccni.datapath.objects import (
 from vpccni.errors import PermanentError, Reason, VpccniError
 from vpccni.model import EniId, LeaseId
 
-_WIRERS: Final = 4
-"""The kernel's lock serialises most of the work; more threads than this only queue inside the kernel."""
+_WIRERS: Final = 3
+"""The kernel's lock serialises most of the work: 110 sandboxes at once take 107 ms with one thread, 103 with
+two, 131 with four. Three, so that one that waits for the kernel does not stop the others."""
 
 _VETHS_AT_ONCE: Final = 32
 """How many veths go in one transaction: a bound for how long the kernel's lock is held."""
