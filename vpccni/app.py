@@ -335,12 +335,12 @@ async def _install_when_ready(
     """The conflist makes the node Ready, so it comes when ADDs can be served, and not before."""
     while agent.readiness.refusal() is not None:  # noqa: ASYNC110 - once, at start
         await asyncio.sleep(0.05)
-    bin_dir = options.install_bin
+    bin_dir = options.install_bin or Path(settings.cni_bin_dir)
+    has_portmap = cni_files.has_portmap(bin_dir)
+    if not has_portmap:
+        _log.warning("no_portmap", directory=str(bin_dir), detail="pods with host ports will not get them")
     conflist = cni_files.render_conflist(
-        settings,
-        portmap=bin_dir is not None and cni_files.has_portmap(bin_dir),
-        socket=str(paths.socket),
-        spool=str(paths.spool),
+        settings, portmap=has_portmap, socket=str(paths.socket), spool=str(paths.spool)
     )
     if cni_files.install_conflist(options.install_conf, conflist):
         _log.info("conflist_installed", directory=str(options.install_conf))

@@ -59,6 +59,7 @@ class Reason(StrEnum):
     # Settings.
     FEATURE_NOT_SUPPORTED = "feature_not_supported"
     BAD_SETTING = "bad_setting"
+    INSTALL_FAILED = "install_failed"
     INTERNAL = "internal"
 
 
@@ -213,6 +214,10 @@ EXPLANATIONS: Final[dict[Reason, Explanation]] = {
     ),
     Reason.BAD_SETTING: Explanation(
         "A setting has a value that cannot be meant.", "The message names the setting and its range."
+    ),
+    Reason.INSTALL_FAILED: Explanation(
+        "The CNI executable or the conflist could not be put in place; nothing half-written is there.",
+        "Look at the directory in the message: does it exist, is it writable, is it a mount of the host's?",
     ),
     Reason.INTERNAL: Explanation(
         "Something unforeseen happened in the agent.", "Read the agent's log; please report it."

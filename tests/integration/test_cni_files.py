@@ -209,7 +209,7 @@ def test_a_directory_that_cannot_be_written_is_named_with_its_reason(tmp_path, p
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(PermanentError) as caught:
         install_plugin(tmp_path, plugin)
-    assert caught.value.reason is Reason.BAD_SETTING
+    assert caught.value.reason is Reason.INSTALL_FAILED
     assert str(tmp_path / "aws-cni") in caught.value.detail
     assert os.strerror(code) in caught.value.detail
     assert names(tmp_path) == ["aws-cni", "built"]

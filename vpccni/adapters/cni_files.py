@@ -103,7 +103,7 @@ def find_plugin(path: Path | None = None) -> Path:
             return place
     looked = " or ".join(map(str, places))
     raise PermanentError(
-        Reason.BAD_SETTING, f"no executable at {looked}: run `make plugin`, or say where it is with --plugin"
+        Reason.INSTALL_FAILED, f"no executable at {looked}: run `make plugin`, or say where it is with --plugin"
     )
 
 
@@ -123,7 +123,7 @@ def install_plugin(bin_dir: Path, plugin: Path | None = None) -> bool:
     except OSError as error:
         raise _refused(source, error) from error
     if not content:
-        raise PermanentError(Reason.BAD_SETTING, f"{source} is empty: build it again with `make plugin`")
+        raise PermanentError(Reason.INSTALL_FAILED, f"{source} is empty: build it again with `make plugin`")
     return _replace(bin_dir, PLUGIN_NAME, content, 0o755)
 
 
@@ -202,7 +202,7 @@ def _is_already(target: Path, content: bytes, mode: int) -> bool:
 
 def _refused(path: Path, error: OSError) -> PermanentError:
     return PermanentError(
-        Reason.BAD_SETTING,
+        Reason.INSTALL_FAILED,
         f"{path} cannot be installed: {error.strerror or error}; "
         "give a directory that is writable (in a pod: check the hostPath mounts and readOnly)",
     )
