@@ -126,6 +126,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     for report in delegate.reports_of(item):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    # This test set up nothing here; what the one before it left is torn down for the next.
+    item.session._setupstate.teardown_exact(nextitem)
     return True
 
 

@@ -165,7 +165,8 @@ class KeepLinks:
         due = [rest for rest in state.standing.values() if state.elapsed_s(rest.ended, now) >= VETH_GRACE_S]
         if not due:
             return
-        await self._kernel.apply(sweep([rest_wiring(rest) for rest in due]))
+        rests = [rest_wiring(rest) for rest in due]
+        await self._kernel.apply(sweep(rests, veth_prefix=self._settings.veth_prefix))
         self._writer.post(c.NoteUnwired(tuple(rest.lease for rest in due)))
 
     async def follow_links(self) -> NoReturn:
