@@ -260,10 +260,10 @@ class Runtime:
 
     async def _make_netns(self, pod: str) -> Namespace:
         name = wanted = f"{self.node.name}-{pod}"[:40]
-        while True:
+        netns: Namespace | None = None
+        while netns is None:
             try:
                 netns = await self._fabric.add_namespace(name)
-                break
             except FileExistsError:  # a pod of that name is still there, as when one is replaced
                 name = f"{wanted}-{next(self._numbers)}"
         await self._fabric.run_in_thread(netns, set_loopback_up)
