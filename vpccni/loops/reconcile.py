@@ -63,6 +63,7 @@ class Reconcile:
         self._wake = asyncio.Event()
         self._disagreements = 0
         self._is_doubted = False
+        self._is_max_pods_open = False
         self.ec2_seen_at: float | None = None
         self.imds_failing = ""
         self.ec2_failing = ""
@@ -85,6 +86,8 @@ class Reconcile:
         while True:
             await self._pause(IMDS_PERIOD_S * (0.9 + 0.2 * self._rng.random()))
             await self._look()
+            if self._is_max_pods_open:
+                await self._learn_max_pods()
             if self._cleans_up and loop.time() - cleaned_at > LEFT_BEHIND_PERIOD_S:
                 cleaned_at = loop.time()
                 await self._once(self._adopt_left_behind, "ec2")
@@ -147,17 +150,21 @@ class Reconcile:
 
     async def _learn_max_pods(self) -> None:
         """From the setting, else the Node object, else what the instance type can address."""
+        state = self._writer.state
         observed = MaxPodsObserved(max_pods=self._max_pods, source="setting") if self._max_pods else None
-        limits = self._writer.state.limits
+        self._is_max_pods_open = False
         try:
             node = await self._kubernetes() if observed is None else None
             capacity = await node.max_pods() if node is not None else None
             if capacity is not None:
                 observed = MaxPodsObserved(max_pods=capacity, source="node")
         except VpccniError as error:
+            self._is_max_pods_open = True
             _log.info("max_pods_unknown", reason=error.reason, detail=error.detail[:200])
-        if observed is None and limits is not None and self._writer.state.max_pods is None:
-            by_type = limits.enis_max * (limits.ipv4_per_eni - 1) + 2
+        latest = state.latest.get("max_pods")
+        is_from_node = latest is not None and getattr(latest.event, "source", "") == "node"
+        if observed is None and state.limits is not None and not (is_from_node and self._is_max_pods_open):
+            by_type = state.limits.enis_max * (state.limits.ipv4_per_eni - 1) + 2
             observed = MaxPodsObserved(max_pods=by_type, source="instance type")
         if observed is not None:
             await self._once(lambda: self._submit(c.Observe(observed)), "log")
