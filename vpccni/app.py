@@ -385,6 +385,10 @@ class Site:
     def is_ready(self) -> tuple[bool, Any]:
         """Ready: ADDs are served."""
         refused = self._agent.readiness.refusal()
+        broken = self._agent.writer.state.broken
+        if refused is None and broken is not None:
+            said = sentence(Reason.INVARIANT_BROKEN, f"{broken.name}: {broken.detail}")
+            return True, {"status": "ready", "reason": str(Reason.INVARIANT_BROKEN), "message": said}
         if refused is None:
             return True, {"status": "ready"}
         return False, {

@@ -16,6 +16,7 @@ from vpccni.loops.wiring import lease_wiring
 from vpccni.loops.write import Writer
 from vpccni.model import LeaseId, Stamp
 from vpccni.planner import commands as c
+from vpccni.planner.doctor import BROKEN, examine
 from vpccni.ports import Clock, EventLog, Kernel, KubernetesNode, RuntimeCache, Spool, SpooledDel
 from vpccni.projections.leases import Lease
 
@@ -139,11 +140,14 @@ class Housekeeping:
 
     async def run(self) -> NoReturn:
         """Tidy while nobody asks for anything."""
-        commits, idle = self._writer.commits, 0
+        commits, idle, examined = self._writer.commits, 0, 0
         while True:
             await asyncio.sleep(TICK_S)
             idle = idle + 1 if self._writer.commits == commits else 0
             commits = self._writer.commits
+            if self._writer.state.head != examined:
+                examined = self._writer.state.head
+                await self._guarded("doctor", self._examine)
             if idle >= IDLE_TURNS:
                 await self._guarded("log", self._tidy_log)
 
@@ -179,6 +183,15 @@ class Housekeeping:
         for entry in await self._spool.entries():
             if await self._del_spooled(entry):
                 await self._spool.remove(entry.name)
+
+    async def _examine(self) -> None:
+        """What must always be true is looked at in production, too: a broken promise stops changes to EC2."""
+        for finding in examine(self._writer.state):
+            if finding.severity == BROKEN:
+                _log.error("invariant_broken", name=finding.name, detail=finding.detail)
+                await self._writer.submit(c.ReportBroken(name=finding.name, detail=finding.detail))
+                return
+            _log.warning("odd_state", name=finding.name, detail=finding.detail)
 
     async def _tidy_log(self) -> None:
         head = int(self._writer.state.head)
