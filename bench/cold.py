@@ -1,0 +1,2 @@
+async def burst(quick): return []
+async def churn(quick): return []
