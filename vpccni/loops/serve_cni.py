@@ -51,7 +51,7 @@ class Reply(msgspec.Struct, frozen=True):
 class _Flight(msgspec.Struct):
     lock: asyncio.Lock
     users: int = 0
-    add: asyncio.Task[Wired] | None = None
+    add: asyncio.Task[Wired | VpccniError] | None = None
 
 
 class CniService:
@@ -137,20 +137,28 @@ class CniService:
     async def _add(self, call: Call) -> Wired:
         if self.is_stopping:
             raise CniFault(Reason.STOPPING, "", call.version)
-        async with self._turn_of(call.key) as flight, asyncio.TaskGroup() as group:
-            # A task of its own, so that a DEL can cancel the work and not the connection.
-            flight.add = group.create_task(self._assign_and_wire(call), name=f"add {call.key.container_id}")
-            try:
-                await asyncio.wait([flight.add])
-            finally:
-                add, flight.add = flight.add, None
+        async with self._turn_of(call.key) as flight:
+            async with asyncio.TaskGroup() as group:
+                # A task of its own, so that a DEL can cancel the work and not the connection.
+                flight.add = group.create_task(self._try_add(call), name=f"add {call.key.container_id}")
+                try:
+                    await asyncio.wait([flight.add])
+                finally:
+                    add, flight.add = flight.add, None
+            # Outside of the group, which would wrap what is raised and hide its reason.
             if add.cancelled():
                 raise CniFault(Reason.CANCELLED, "", call.version)
-            error = add.exception()
-            if isinstance(error, VpccniError):
-                raise CniFault(error.reason, error.detail, call.version) from error
-            return add.result()
-        raise CniFault(Reason.INTERNAL, "", call.version)
+            outcome = add.result()
+            if isinstance(outcome, VpccniError):
+                raise CniFault(outcome.reason, outcome.detail, call.version) from outcome
+            return outcome
+
+    async def _try_add(self, call: Call) -> Wired | VpccniError:
+        """A refusal as a value: raised, it would end the group and the caller's wait with it."""
+        try:
+            return await self._assign_and_wire(call)
+        except VpccniError as error:
+            return error
 
     async def _assign_and_wire(self, call: Call) -> Wired:
         is_repeated = self._writer.state.lease_of(call.key) is not None
