@@ -255,7 +255,8 @@ class State:
 
     def _eni_link_lost(self, record: Record, event: eni.EniLinkLost) -> None:
         held = self._eni(event.eni, record)
-        held.is_link_ready = False
+        # Its name goes with it: a snapshot keeps the newest word about the link only.
+        held.is_link_ready, held.ifname, held.ifindex = False, "", 0
         held.records["link"] = record
 
     def _eni_suspected(self, record: Record, event: eni.EniSuspected) -> None:
@@ -271,7 +272,8 @@ class State:
     def _eni_detached(self, record: Record, event: eni.EniDetached) -> None:
         held = self._eni(event.eni, record)
         held.phase, held.attachment, held.device, held.table = "detached", "", -1, 0
-        held.is_link_ready, held.is_retiring = False, True
+        held.is_link_ready, held.ifname, held.ifindex = False, "", 0
+        held.is_retiring = True
         held.records.pop("link", None)
         held.records["detached"] = record
 

@@ -51,21 +51,21 @@ def instance(number: int = 1) -> InstanceFacts:
     )
 
 
-def eni_facts(device: int, *last_octets: int, machine: int = 1, **fields) -> EniFacts:
-    """An attached ENI; its addresses are ``10.0.<device>.<octet>``."""
+def eni_facts(number: int, *last_octets: int, machine: int = 1, **fields) -> EniFacts:
+    """An attached ENI; its addresses are ``10.0.<number>.<octet>``."""
     facts = EniFacts(
-        id=EniId(f"eni-{device}"),
-        mac=Mac(f"0a:00:00:00:{machine:02x}:{device:02x}"),
+        id=EniId(f"eni-{number}"),
+        mac=Mac(f"0a:00:00:00:{machine:02x}:{number:02x}"),
         subnet=SubnetId("subnet-1"),
         subnet_cidr=Cidr("10.0.0.0/20"),
-        primary=Address(f"10.0.{device}.4"),
-        cidrs=tuple(Cidr(f"10.0.{device}.{octet}/32") for octet in last_octets),
+        primary=Address(f"10.0.{number}.4"),
+        cidrs=tuple(Cidr(f"10.0.{number}.{octet}/32") for octet in last_octets),
         groups=("sg-1",),
         tags={INSTANCE_TAG: f"i-{machine}"},
-        attachment=f"attach-{device}",
+        attachment=f"attach-{number}",
         attachment_status="attached",
         instance=InstanceId(f"i-{machine}"),
-        device=device,
+        device=number,
     )
     return msgspec.structs.replace(facts, **fields)
 
