@@ -1,68 +1,23 @@
 """EC2 for tests: the lab's region behind the real adapter, and a server that answers what it is told.
 
-``region_ec2`` is the adapter itself with the SDK's client replaced by calls into the region in this
-process, so that it runs on virtual time. ``ScriptedEc2`` is an endpoint for the cases that no honest
-region produces: resets, half replies, HTML from a proxy.
+``region_ec2`` is the simulator's. ``ScriptedEc2`` is an endpoint for the cases that no honest region produces:
+resets, half replies, HTML from a proxy.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
 from aiohttp import web
 
-from vpccni.adapters.ec2 import AwsEc2
-from vpccni.lab.ec2 import Ec2Fault, InProcessEc2, Region, ReplyLost
+from vpccni.lab.sim.ec2 import region_ec2
 
-
-class _RegionClient:
-    """What the adapter uses of the SDK's client, over a region in this process."""
-
-    def __init__(self, calls: InProcessEc2, before_send: Callable[[], Awaitable[None]]) -> None:
-        self._calls = calls
-        self._before_send = before_send
-
-    def __getattr__(self, method: str) -> Any:
-        action = "".join(part.capitalize() for part in method.split("_"))
-
-        async def call(**arguments: Any) -> dict[str, Any]:
-            from botocore.exceptions import ClientError, ConnectionClosedError
-
-            await self._before_send()
-            try:
-                return await self._calls.call(action, arguments)
-            except Ec2Fault as fault:
-                answer = {
-                    "Error": {"Code": fault.code, "Message": fault.message},
-                    "ResponseMetadata": {"HTTPStatusCode": fault.status, "HTTPHeaders": {}},
-                }
-                raise ClientError(answer, action) from fault
-            except ReplyLost as lost:
-                raise ConnectionClosedError(endpoint_url="lab:", error=lost) from lost
-
-        return call
-
-    async def __aexit__(self, *_: object) -> None:
-        return
-
-
-def region_ec2(
-    region: Region,
-    clock_now: Callable[[], float],
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    **settings: Any,
-) -> AwsEc2:
-    """The EC2 adapter against a region in this process; its latencies and faults apply."""
-
-    async def opener(*, before_send: Callable[[], Awaitable[None]], **_: Any) -> _RegionClient:
-        return _RegionClient(InProcessEc2(region, clock_now, sleep), before_send)
-
-    return AwsEc2(region=region.name, opener=opener, **settings)
+__all__ = ["ScriptedEc2", "error_xml", "region_ec2", "serving"]
 
 
 def error_xml(code: str, message: str = "no") -> str:

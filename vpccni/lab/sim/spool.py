@@ -1,0 +1,54 @@
+"""The spool in memory."""
+
+from __future__ import annotations
+
+import asyncio
+
+from vpccni.errors import Reason, TransientError
+from vpccni.model import Stamp
+from vpccni.ports import SpooledDel
+
+
+class FakeSpool:
+    """The ``Spool`` port. ``is_broken``: writing fails, as on a full disk."""
+
+    def __init__(self) -> None:
+        self.is_broken = False
+        self._entries: dict[str, SpooledDel] = {}
+        self._boots: list[str] = []
+        self._changed = asyncio.Event()
+        self._changed.set()
+
+    async def entries(self) -> list[SpooledDel]:
+        """See ``Spool.entries``."""
+        return sorted(
+            self._entries.values(),
+            key=lambda entry: (self._boots.index(entry.boot_id), entry.boottime_ns, entry.name),
+        )
+
+    async def remove(self, name: str) -> None:
+        """See ``Spool.remove``."""
+        self._entries.pop(name, None)
+
+    async def write(self, body: bytes, stamp: Stamp) -> None:
+        """See ``Spool.write``."""
+        if self.is_broken:
+            raise TransientError(Reason.LOG_DISK_FULL, "the spool cannot be written")
+        at = stamp.boottime_ns
+        while f"{at:020}-1.json" in self._entries:
+            at += 1
+        name = f"{at:020}-1.json"
+        if stamp.boot_id not in self._boots:
+            self._boots.append(stamp.boot_id)
+        self._entries[name] = SpooledDel(
+            name=name, boot_id=stamp.boot_id, boottime_ns=stamp.boottime_ns, body=body
+        )
+        self._changed.set()
+
+    async def wait_changed(self) -> None:
+        """See ``Spool.wait_changed``."""
+        await self._changed.wait()
+        self._changed.clear()
+
+    async def close(self) -> None:
+        """Nothing to release."""
