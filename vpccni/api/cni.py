@@ -44,7 +44,10 @@ _CODES: Final[dict[Reason, int]] = {
 
 _CONTAINER_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
 _IFNAME_BAD = re.compile(r"[/:\s\x00]")
-_CONTAINER_ID_MAX: Final = 200
+_NAME_MAX: Final = 200
+"""Bytes of a container id or network name: runtimes use 64 and a dozen; both are written into the log."""
+_NETNS_MAX: Final = 4095
+"""PATH_MAX without its end."""
 _GATEWAY: Final = "169.254.1.1"
 
 
@@ -97,19 +100,41 @@ class Wired(msgspec.Struct, frozen=True, kw_only=True):
     bindings: tuple[Binding, ...]
 
 
+class _Previous(msgspec.Struct, frozen=True):
+    """The parts of a ``prevResult`` that are read here, for their shape alone."""
+
+    interfaces: list[dict[str, Any]] | None = None
+    ips: list[dict[str, Any]] | None = None
+    routes: list[dict[str, Any]] | None = None
+    dns: dict[str, Any] | None = None
+
+
+class _Attachment(msgspec.Struct, frozen=True):
+    """One of the attachments that the runtime still has (CNI spec 1.1, GC)."""
+
+    container_id: str = msgspec.field(name="containerID")
+    ifname: str
+
+
 _decoder = msgspec.json.Decoder(Request)
 
 
 def decode(body: bytes) -> Call:
     """Check a request and take it apart.
 
+    A DEL is not refused for what it does not need (``CNI_ARGS``, ``prevResult``): refused for ever, it would
+    keep its sandbox for ever.
+
     Raises:
         CniFault: with code 1 (version), 4 (environment), 6 (undecodable) or 7 (configuration).
     """
     try:
-        request = _decoder.decode(body)
+        return _take_apart(_decoder.decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CniFault(Reason.BAD_REQUEST, str(error)[:300]) from error
+
+
+def _take_apart(request: Request) -> Call:
     config = request.config
     version = config.get("cniVersion", "0.3.0")
     if version not in VERSIONS:
@@ -119,7 +144,7 @@ def decode(body: bytes) -> Call:
     if request.command not in VERBS:
         raise CniFault(Reason.BAD_ENVIRONMENT, f"CNI_COMMAND {request.command[:40]!r}", version)
     network = config.get("name")
-    if not isinstance(network, str) or not _CONTAINER_ID.match(network):
+    if not isinstance(network, str) or len(network) > _NAME_MAX or not _CONTAINER_ID.match(network):
         raise CniFault(Reason.BAD_CONFIG, f"network name {str(network)[:80]!r}", version)
     if request.command == "CHECK" and version < "0.4.0":
         raise CniFault(Reason.UNSUPPORTED_VERSION, "CHECK needs cniVersion 0.4.0 or later", version)
@@ -135,16 +160,14 @@ def decode(body: bytes) -> Call:
             valid=_valid_attachments(config, version),
         )
     _check_environment(request, version)
-    previous = config.get("prevResult")
-    if previous is not None and not isinstance(previous, dict):
-        raise CniFault(Reason.BAD_CONFIG, "prevResult is not an object", version)
+    is_del = request.command == "DEL"
     return Call(
         verb=request.command,
         version=version,
         key=SandboxKey(network, request.container_id, request.ifname),
-        pod=_pod(request.args, version),
+        pod=PodRef() if is_del else _pod(request.args, version),
         netns=request.netns,
-        previous=previous,
+        previous=None if is_del else _previous(config, version),
     )
 
 
@@ -161,11 +184,12 @@ def _check_environment(request: Request, version: str) -> None:
     if missing:
         raise CniFault(Reason.BAD_ENVIRONMENT, f"missing {', '.join(missing)}", version)
     container_id, ifname = request.container_id, request.ifname
-    if len(container_id) > _CONTAINER_ID_MAX or not _CONTAINER_ID.match(container_id):
+    if len(container_id) > _NAME_MAX or not _CONTAINER_ID.match(container_id):
         raise CniFault(Reason.BAD_ENVIRONMENT, f"CNI_CONTAINERID {container_id[:80]!r}", version)
     if len(ifname.encode()) > 15 or ifname in (".", "..") or _IFNAME_BAD.search(ifname):
         raise CniFault(Reason.BAD_ENVIRONMENT, f"CNI_IFNAME {ifname[:80]!r}", version)
-    if request.netns and (not request.netns.startswith("/") or "\x00" in request.netns):
+    netns = request.netns
+    if netns and (not netns.startswith("/") or "\x00" in netns or len(netns.encode()) > _NETNS_MAX):
         raise CniFault(Reason.BAD_ENVIRONMENT, "CNI_NETNS is not an absolute path", version)
 
 
@@ -186,11 +210,24 @@ def _valid_attachments(config: Mapping[str, Any], version: str) -> frozenset[tup
     if listed is None:
         return None
     try:
-        return frozenset((str(item["containerID"]), str(item["ifname"])) for item in listed)
-    except (TypeError, KeyError) as error:
-        raise CniFault(
-            Reason.BAD_CONFIG, "cni.dev/valid-attachments is not a list of attachments", version
-        ) from error
+        attachments = msgspec.convert(listed, list[_Attachment])
+    except msgspec.ValidationError as error:
+        # Not taken for an empty list: that would doubt every sandbox of the network.
+        raise CniFault(Reason.BAD_CONFIG, f"cni.dev/valid-attachments: {error}"[:300], version) from error
+    return frozenset((each.container_id, each.ifname) for each in attachments)
+
+
+def _previous(config: Mapping[str, Any], version: str) -> Mapping[str, Any] | None:
+    """The ``prevResult``. Its shape is checked here, before anything is done, and not in the answer."""
+    previous = config.get("prevResult")
+    if previous is None:
+        return None
+    try:
+        msgspec.convert(previous, _Previous)
+    except msgspec.ValidationError as error:
+        raise CniFault(Reason.BAD_CONFIG, f"prevResult: {error}"[:300], version) from error
+    checked: Mapping[str, Any] = previous
+    return checked
 
 
 def result(version: str, wired: Wired, previous: Mapping[str, Any] | None = None) -> bytes:
