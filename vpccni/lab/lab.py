@@ -23,11 +23,21 @@ from vpccni.lab.fabric.enter import require_inside
 from vpccni.lab.fabric.fabric import Fabric
 from vpccni.lab.fabric.namespaces import Namespace
 from vpccni.lab.fabric.processes import Daemon
-from vpccni.lab.places import LAB_DIRECTORY, NodePlaces, volatile_filesystem
+from vpccni.lab.places import NodePlaces, lab_directory, volatile_filesystem
 from vpccni.lab.region_server import EC2_ENDPOINT, RegionServer
 
 REALISTIC_TIMING: Final = Timing(attach_settle_s=0.5, detach_settle_s=1.5, link_delay_s=0.2)
 """What follows an attach or detach on a Nitro instance, in round figures."""
+
+
+def scaled_timing(speed: float) -> Timing:
+    """The realistic timing, so many times as fast."""
+    return Timing(
+        attach_settle_s=REALISTIC_TIMING.attach_settle_s / speed,
+        detach_settle_s=REALISTIC_TIMING.detach_settle_s / speed,
+        link_delay_s=REALISTIC_TIMING.link_delay_s / speed,
+    )
+
 
 READY_TIMEOUT_S: Final = 30.0
 """A new agent is ready after some two seconds of EC2 calls; this is for a loaded machine."""
@@ -86,7 +96,7 @@ class Lab:
 
     Args:
         name: One lab of a name at a time in a directory. It also begins the names of the namespaces.
-        directory: On a disk, where logs are to be durable.
+        directory: On a disk, where logs are to be durable; by default ``build/lab`` of the checkout.
         region: A region of one's own, with at least one subnet; by default one VPC with two /20 subnets.
         latency_s: Seconds by EC2 action, for the default region.
         timing: What follows an attach or detach, for the default region.
@@ -102,14 +112,14 @@ class Lab:
         self,
         name: str = "lab",
         *,
-        directory: Path = LAB_DIRECTORY,
+        directory: Path | None = None,
         region: Region | None = None,
         latency_s: Mapping[str, float] = REALISTIC_LATENCY_S,
         timing: Timing = REALISTIC_TIMING,
         seed: int | str = 0,
     ) -> None:
         self.name = name
-        self.directory = directory.absolute() / name
+        self.directory = (directory or lab_directory()).absolute() / name
         self.region = region or small_region(seed, latency_s=latency_s, timing=timing)
         self.fabric = Fabric(
             name=name, vpc_cidrs=[cidr for vpc in self.region.world.vpcs.values() for cidr in vpc.cidrs]

@@ -9,8 +9,25 @@ from typing import Final
 
 import msgspec
 
-LAB_DIRECTORY: Final = Path(__file__).parents[2] / "build" / "lab"
-"""Where labs lie by default: in the checkout, whose disk also serves for a log's fsync."""
+_CHECKOUT: Final = Path(__file__).parents[2]
+
+
+def build_directory() -> Path:
+    """Where labs and demos leave files: ``build`` of the checkout, whose disk also serves for a log's fsync.
+
+    Outside of a checkout, or in one that this user may not write to, the user's own state directory.
+    """
+    build = _CHECKOUT / "build"
+    if (_CHECKOUT / "pyproject.toml").exists() and os.access(build if build.exists() else _CHECKOUT, os.W_OK):
+        return build
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state, "vpccni")
+
+
+def lab_directory() -> Path:
+    """Where labs lie by default."""
+    return build_directory() / "lab"
+
 
 SOCKET_NAME: Final = "vpccni.sock"
 
