@@ -33,14 +33,28 @@ def sections() -> dict[str, Section]:
     }
 
 
-SECTIONS = ("warm", "at-once", "soak", "start", "restart", "cold", "churn", "memory", "imports", "idle", "pieces")
+SECTIONS = (
+    "warm",
+    "at-once",
+    "soak",
+    "start",
+    "restart",
+    "cold",
+    "churn",
+    "memory",
+    "imports",
+    "idle",
+    "pieces",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0 when everything was measured, 1 when a section broke, 2 when nothing can be measured here."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", action="append", choices=SECTIONS, help="run this section; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="few measurements: does it run, roughly how fast")
+    parser.add_argument(
+        "--quick", action="store_true", help="few measurements: does it run, roughly how fast"
+    )
     parser.add_argument("--json", action="store_true", help="print the report instead of the table")
     options = parser.parse_args(arguments)
     reason = why_impossible()

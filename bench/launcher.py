@@ -161,7 +161,12 @@ class Launcher:
         add = self._call("ADD", side, pod)
         delete = self._call("DEL", side, pod)
         pod.remove()
-        return {"add": add.ms, "del": delete.ms, "failed": _failures([add, delete]), "settled": _settle([pod])}
+        return {
+            "add": add.ms,
+            "del": delete.ms,
+            "failed": _failures([add, delete]),
+            "settled": _settle([pod]),
+        }
 
     def soak(self, side: str, windows: int, width: int) -> Answer:
         """Window after window of pods: all ADDs at once, then all DELs at once. Only failures are told."""
@@ -235,7 +240,7 @@ def _settle(pods: list[Pod]) -> bool:
 
 
 def _is_link(name: str) -> bool:
-    return _libc.if_nametoindex(name.encode()) != 0
+    return bool(_libc.if_nametoindex(name.encode()))
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ _PAGE: Final = b"\xa5" * 4096
 
 
 def fdatasync_ms(directory: Path, count: int = _SYNCS) -> list[float]:
-    """How long writing one page over an existing block and ``fdatasync`` takes there: what a commit costs at least."""
+    """Milliseconds for writing over one page and ``fdatasync``, each time: what a commit costs at least."""
     taken = []
     with tempfile.NamedTemporaryFile(dir=directory) as file:
         handle = file.fileno()

@@ -58,11 +58,16 @@ def peer_directory() -> Path | None:
 
 
 class Bench:
-    """One node under measurement. Names of pods need only be unique on it."""
+    """One node under measurement. Names of pods need only be unique on it.
+
+    Attributes:
+        is_hanging: Somebody listens there who never answers.
+    """
 
     def __init__(self, lab: Lab, node: LabNode, launcher: Daemon) -> None:
         self.lab = lab
         self.node = node
+        self.is_hanging = False
         self._launcher = launcher
         self._turn = asyncio.Lock()
 
@@ -207,7 +212,7 @@ def _sides(node: LabNode, scratch: Path) -> dict[str, Any]:
     ours = {
         **conflist["plugins"][0],
         "name": conflist["name"],
-        "cniVersion": "1.0.0",
+        "cniVersion": "1.1.0",
         "bootIdPath": str(node.places.boot_id),
     }
     ours.pop("capabilities", None)
@@ -234,4 +239,3 @@ def _sides(node: LabNode, scratch: Path) -> dict[str, Any]:
             },
         }
     return sides
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from typing import Any
 
 from bench.report import Result, compared, counted
 from bench.stage import (
@@ -65,9 +66,7 @@ def _one_at_a_time_results(times: dict[tuple[int, str, str], list[float]]) -> li
         ]
         flat, few = times[LEVELS[-1], "ours", verb], times[LEVELS[0], "ours", verb]
         results.append(
-            compared(
-                f"warm_{verb}_flatness", flat, few, "ms", against="ours with 1 pod", ratio_limit=1.1
-            )
+            compared(f"warm_{verb}_flatness", flat, few, "ms", against="ours with 1 pod", ratio_limit=1.1)
         )
         tails = [sorted(times[level, "ours", verb]) for level in LEVELS]
         together = [value for series in tails for value in series]
@@ -115,7 +114,7 @@ async def at_once(quick: bool) -> list[Result]:
     return [*results, counted("warm_at_once_failed", failures, n=count, limit=0)]
 
 
-async def _burst(bench: Bench, side: str, names: list[str]) -> dict[str, object]:
+async def _burst(bench: Bench, side: str, names: list[str]) -> dict[str, Any]:
     await bench.ask("make", names=names)
     answer = await bench.ask("together", verb="ADD", side=side, names=names)
     await bench.ask("together", verb="DEL", side=side, names=names)
