@@ -224,7 +224,10 @@ class Effects:
         return await self._attempt(ec2, wanted)
 
     async def _find_attached(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
-        facts = await self._read_twice(ec2, wanted)
+        """One reading proves that it was done; that it was not takes two that agree."""
+        facts = await ec2.describe_eni(wanted.eni)
+        if facts is None or not facts.attachment:
+            facts = await self._read_twice(ec2, wanted)
         if facts is not None and facts.attachment and facts.instance == self._instance():
             if facts.device != wanted.device:
                 return c.Failed(reason=Reason.EC2_REFUSED, detail="attached with another index")
