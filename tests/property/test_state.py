@@ -2,7 +2,7 @@
 
 ``decide`` and ``State`` are driven as the writer drives them. The world (EC2) does or does not do what was
 intended, forgets to answer, lags, and leaves things out; the node crashes, reboots, and its wall clock jumps.
-``EXPLORE=1`` in the environment searches further, with other seeds each time.
+``EXPLORE=3000`` in the environment tries so many histories, other ones each time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vpccni.events.address import CidrsReleased
 from vpccni.events.effect import EffectIntended
 from vpccni.events.eni import EniGone
 from vpccni.events.sandbox import AddressAssigned, LeaseEnded
-from vpccni.model import Address, Cidr, EniFacts, EniId, LeaseId, is_inside
+from vpccni.model import Address, Cidr, EniFacts, EniId, IntentId, LeaseId, is_inside
 from vpccni.planner import commands as c
 from vpccni.planner.lifecycle import next_effects
 from vpccni.planner.view import views_of
@@ -248,6 +248,25 @@ class NodeMachine(RuleBasedStateMachine):
             self.wanted.append(self.effect_of(step))
         self.wanted += next_effects(state, frozenset())
 
+    @rule(waiting=st.integers(0, 6), rounds=st.integers(1, 3))
+    def work(self, waiting, rounds):
+        """The whole way from plan to serving links, undisturbed: so that there is something to disturb."""
+        for _ in range(rounds):
+            self.wanted.clear()
+            self.make_plan(waiting, 0)
+            for wanted in self.wanted:
+                self.intend_checked(wanted)
+            for intent in list(self.node.state.intents.values()):
+                self.settle_truly(intent.id, intent.intended)
+            ready = [one for one in self.node.state.enis.values() if one.phase == "attached"]
+            self.node.ready(*(one.facts.id for one in ready))
+        self.wanted.clear()
+
+    def settle_truly(self, intent: IntentId, wanted: EffectIntended) -> None:
+        done = self.outcomes.pop(intent, None) or self.world.perform(intent, wanted)
+        self.views.append(self.world.attached())
+        self.ask(c.Settle(intent, done))
+
     def effect_of(self, step) -> EffectIntended:
         match step:
             case GrowEni():
@@ -423,8 +442,7 @@ class NodeMachine(RuleBasedStateMachine):
         """When all is quiet, every intent settles, every address is free, and the books are EC2's."""
         node = self.node
         for intent in list(node.state.intents.values()):
-            done = self.outcomes.pop(intent.id, None) or self.world.perform(intent.id, intent.intended)
-            self.ask(c.Settle(intent.id, done))
+            self.settle_truly(intent.id, intent.intended)
         assert not node.state.intents
         for lease in list(node.state.leases.values()):
             self.ask(c.EndLease(key=lease.key, cause="del"))
@@ -437,7 +455,7 @@ class NodeMachine(RuleBasedStateMachine):
 
 
 NodeMachine.TestCase.settings = settings(
-    max_examples=1500 if EXPLORING else 40,
+    max_examples=int(os.environ["EXPLORE"]) if EXPLORING else 40,
     stateful_step_count=60 if EXPLORING else 40,
     deadline=None,
     derandomize=not EXPLORING,

@@ -26,18 +26,22 @@ def elapsed_ns(since: Stamp, now: Stamp, boots: Mapping[str, BootMark]) -> int:
 
     Within one boot: the difference of ``CLOCK_BOOTTIME``. After a boot change: what passed in the old
     boot until its last event, plus the wall-clock difference from there, if that is positive and
-    plausible; otherwise what passed since the start of the present boot.
+    plausible, and at least what passed in the present boot; otherwise what passed in the present boot.
     """
     if since.boot_id == now.boot_id:
         return max(0, now.boottime_ns - since.boottime_ns)
+    in_this_boot = _in_present_boot(now, boots)
     mark = boots.get(since.boot_id)
     if mark is None:
-        return 0
+        return in_this_boot  # So many boots ago that its mark is forgotten.
     in_old_boot = max(0, mark.last.boottime_ns - since.boottime_ns)
     by_wall = now.wall_ns - mark.last.wall_ns
-    if 0 < by_wall <= _PLAUSIBLE_NS:
-        return in_old_boot + by_wall
-    start = mark.next_start
-    while start.boot_id != now.boot_id and start.boot_id in boots:
-        start = boots[start.boot_id].next_start
-    return max(0, now.boottime_ns - start.boottime_ns) if start.boot_id == now.boot_id else 0
+    if not 0 < by_wall <= _PLAUSIBLE_NS:
+        return in_this_boot
+    return in_old_boot + max(by_wall, in_this_boot)
+
+
+def _in_present_boot(now: Stamp, boots: Mapping[str, BootMark]) -> int:
+    """Since the first event of the boot that ``now`` counts from; 0 when the log does not know that boot."""
+    starts = [mark.next_start for mark in boots.values() if mark.next_start.boot_id == now.boot_id]
+    return max(0, now.boottime_ns - starts[-1].boottime_ns) if starts else 0
