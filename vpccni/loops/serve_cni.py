@@ -49,8 +49,17 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class _Flight(msgspec.Struct):
+    """What goes on for one sandbox.
+
+    Attributes:
+        users: Requests that hold the turn or wait for it.
+        dels: DELs that have come; an ADD that came before one of them is given up, also when it still waits.
+        add: The ADD that holds the turn.
+    """
+
     lock: asyncio.Lock
     users: int = 0
+    dels: int = 0
     add: asyncio.Task[Wired | VpccniError] | None = None
 
 
@@ -121,7 +130,8 @@ class CniService:
     # -- one at a time for each sandbox -----------------------------------------------------------
 
     @asynccontextmanager
-    async def _turn_of(self, key: SandboxKey) -> AsyncIterator[_Flight]:
+    async def turn_of(self, key: SandboxKey) -> AsyncIterator[_Flight]:
+        """Be the only one that works for this sandbox, after all who came before."""
         flight = self._flights.setdefault(key, _Flight(asyncio.Lock()))
         flight.users += 1
         try:
@@ -137,7 +147,11 @@ class CniService:
     async def _add(self, call: Call) -> Wired:
         if self.is_stopping:
             raise CniFault(Reason.STOPPING, "", call.version)
-        async with self._turn_of(call.key) as flight:
+        before = self._flights.get(call.key)
+        dels_before = before.dels if before is not None else 0
+        async with self.turn_of(call.key) as flight:
+            if flight.dels != dels_before:
+                raise CniFault(Reason.CANCELLED, "", call.version)
             async with asyncio.TaskGroup() as group:
                 # A task of its own, so that a DEL can cancel the work and not the connection.
                 flight.add = group.create_task(self._try_add(call), name=f"add {call.key.container_id}")
@@ -240,9 +254,11 @@ class CniService:
 
     async def _del(self, call: Call, body: bytes) -> None:
         flight = self._flights.get(call.key)
-        if flight is not None and flight.add is not None:
-            flight.add.cancel()
-        async with self._turn_of(call.key):
+        if flight is not None:
+            flight.dels += 1
+            if flight.add is not None:
+                flight.add.cancel()
+        async with self.turn_of(call.key):
             await finish(self._end(call, body), "del")
 
     async def _end(self, call: Call, body: bytes) -> None:
@@ -266,7 +282,7 @@ class CniService:
     # -- CHECK, GC --------------------------------------------------------------------------------
 
     async def _check(self, call: Call) -> None:
-        async with self._turn_of(call.key):
+        async with self.turn_of(call.key):
             lease = self._writer.state.lease_of(call.key)
             if lease is None:
                 raise CniFault(Reason.UNKNOWN_CONTAINER, call.key.container_id, call.version)
