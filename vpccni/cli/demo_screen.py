@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vpccni.cli.event_line import clock_of, style_of, words_of
-from vpccni.cli.output import ENI_HEADS, ENI_NUMBERS, eni_rows, plain_table
+from vpccni.cli.output import eni_table
 from vpccni.lab.ec2.types import INSTANCE_TYPES
 from vpccni.lab.progress import NodeView, Progress, Step
 from vpccni.lab.report import DemoReport
@@ -24,7 +24,6 @@ _MARKS: Final = {
     "ok": ("✓", "green"),
     "failed": ("✗", "red"),
 }
-_WIDE: Final = 120  # columns from which on the bars of addresses have room
 
 
 class DemoScreen:
@@ -66,13 +65,9 @@ class DemoScreen:
             )
         if node.waiting and not node.is_away:
             title += Text(f" · {node.waiting} waiting", style="bold yellow")
-        heads = [*ENI_HEADS, "addresses"] if width >= _WIDE else list(ENI_HEADS)
-        rows = eni_rows(node.enis)[:slots]
-        if width >= _WIDE:
-            rows = [[*row, _bar(eni)] for row, eni in zip(rows, node.enis, strict=False)]
-        rows += [[""] * len(heads)] * (slots - len(rows))
         title.no_wrap, title.overflow = True, "ellipsis"
-        return Group(title, plain_table(heads, rows, numbers=ENI_NUMBERS)), slots + 2
+        table = eni_table(node.enis[:slots], width, rows_min=slots, more=_bar)
+        return Group(title, table), slots + 2
 
     def _steps(self) -> Text:
         line = Text(no_wrap=True, overflow="ellipsis")
@@ -101,7 +96,7 @@ class DemoScreen:
         return lines
 
 
-def _bar(eni: dict[str, int]) -> Text:
+def _bar(eni: dict[str, Any]) -> Text:
     """An ENI's addresses, one sign each: assigned, resting, free."""
     return (
         Text("█" * eni["assigned"], style="green")

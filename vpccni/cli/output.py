@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from rich.console import Console
@@ -35,11 +35,11 @@ def print_json_line(value: Any) -> None:
 
 
 def plain_table(
-    heads: Sequence[str], rows: Iterable[Sequence[str | Text]], *, numbers: Iterable[str] = ()
+    heads: Sequence[str], rows: Iterable[Sequence[str | Text]], *, numbers: Iterable[str] = (), gap: int = 2
 ) -> Table:
     """A table without lines; the columns named in ``numbers`` are aligned to the right."""
     right = set(numbers)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    table = Table(box=None, padding=(0, gap, 0, 0), header_style="bold", pad_edge=False)
     for head in heads:
         table.add_column(head, justify="right" if head in right else "left", no_wrap=True)
     for row in rows:
@@ -47,8 +47,35 @@ def plain_table(
     return table
 
 
-def eni_rows(enis: Iterable[dict[str, Any]]) -> list[list[str | Text]]:
-    """The columns of `ENI_HEADS` for each ENI, as ``/v1/enis`` gives them."""
+def eni_table(
+    enis: Sequence[dict[str, Any]],
+    width: int,
+    *,
+    rows_min: int = 0,
+    more: Callable[[dict[str, Any]], Text] | None = None,
+) -> Table:
+    """ENIs as ``/v1/enis`` gives them, with as many columns as ``width`` has room for.
+
+    Args:
+        enis: One row each.
+        width: Columns of the terminal.
+        rows_min: Empty rows make up for missing ones, so that the height stays.
+        more: A last column, for a wide terminal.
+    """
+    is_narrow = width < _WIDE
+    left_out = _LEFT_OUT_WHEN_NARROW if is_narrow else frozenset[str]()
+    shown = [place for place, head in enumerate(ENI_HEADS) if head not in left_out]
+    heads = [ENI_HEADS[place] for place in shown]
+    rows = [[row[place] for place in shown] for row in _eni_rows(enis)]
+    if more is not None and not is_narrow:
+        heads.append("addresses")
+        rows = [[*row, more(eni)] for row, eni in zip(rows, enis, strict=True)]
+    rows += [[""] * len(heads)] * (rows_min - len(rows))
+    return plain_table(heads, rows, numbers=_ENI_NUMBERS, gap=1 if is_narrow else 2)
+
+
+def _eni_rows(enis: Iterable[dict[str, Any]]) -> list[list[str | Text]]:
+    """The columns of `ENI_HEADS` for each ENI."""
     rows: list[list[str | Text]] = []
     for eni in enis:
         device = "-" if eni["device"] is None else str(eni["device"])
@@ -69,4 +96,6 @@ def eni_rows(enis: Iterable[dict[str, Any]]) -> list[list[str | Text]]:
 
 
 ENI_HEADS: Final = ("dev", "ENI", "link", "primary", "owned", "assigned", "resting", "free", "state")
-ENI_NUMBERS: Final = ("owned", "assigned", "resting", "free")
+_ENI_NUMBERS: Final = ("owned", "assigned", "resting", "free")
+_LEFT_OUT_WHEN_NARROW: Final = frozenset({"link"})
+_WIDE: Final = 100

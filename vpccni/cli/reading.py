@@ -12,10 +12,8 @@ from rich.text import Text
 
 from vpccni.cli.event_line import clock_of, style_of, words_of
 from vpccni.cli.output import (
-    ENI_HEADS,
-    ENI_NUMBERS,
     console,
-    eni_rows,
+    eni_table,
     plain_table,
     print_json,
     print_json_line,
@@ -167,7 +165,8 @@ def enis(socket: SocketOption = None, node: NodeOption = None, as_json: JsonOpti
     if as_json:
         print_json(said)
     elif said:
-        console().print(plain_table(ENI_HEADS, eni_rows(said), numbers=ENI_NUMBERS))
+        out = console()
+        out.print(eni_table(said, out.width))
     else:
         console().print("No ENI is known yet; `vpccni status` says what the agent waits for.")
 

@@ -43,7 +43,9 @@ STEPS: Final = {
 _ON_A_MAX: Final = 15  # of the first pods, so that the second burst fits onto the small node
 _BURST: Final = 30
 _KILL_BURST: Final = 12
-_KILL_AFTER: Final = 3  # answered ADDs: some leases are then acknowledged, and others wait for EC2
+# The agent dies when some leases are acknowledged, some addresses are still free, and calls to EC2 are under way.
+_KILL_AFTER: Final = 3
+_KILL_GAP_S: Final = 0.03
 _AWAY_S: Final = 0.4  # as long as a kubelet needs to notice, about
 _SHRINK_TIMEOUT_S: Final = 45.0
 _SETTLE_TIMEOUT_S: Final = 15.0
@@ -187,7 +189,7 @@ class Demo:
             node = self.lab.nodes["a"]
             before = {sandbox.container_id for sandbox in self.ledger.live.values()}
             async with asyncio.TaskGroup() as group:
-                adding = group.create_task(self._add({"a": ("late", _KILL_BURST)}), name="burst")
+                adding = group.create_task(self._add({"a": ("late", _KILL_BURST)}, _KILL_GAP_S), name="burst")
                 acknowledged = await self._wait_answered(before, adding)
                 await self.lab.kill_agent(node, signal.SIGKILL)
                 say(f"SIGKILL after {acknowledged} of {_KILL_BURST} answers")
@@ -292,12 +294,12 @@ class Demo:
 
     # -- pieces -----------------------------------------------------------------------------------
 
-    async def _add(self, wanted: Mapping[str, tuple[str, int]]) -> list[Sandbox]:
-        """Start pods at once, per node ``(name, count)``; return those that were started."""
+    async def _add(self, wanted: Mapping[str, tuple[str, int]], gap_s: float = 0.0) -> list[Sandbox]:
+        """Start pods at once (or ``gap_s`` after each other), per node ``(name, count)``; return who started."""
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(
-                    self.runtimes[node].add_many([f"{name}-{number}" for number in range(1, count + 1)]),
+                    self.runtimes[node].add_many([f"{name}-{n}" for n in range(1, count + 1)], gap_s=gap_s),
                     name=f"add on {node}",
                 )
                 for node, (name, count) in wanted.items()

@@ -111,8 +111,10 @@ class Runtime:
         self.ledger.record_add(added)
         return added
 
-    async def add_many(self, pods: Sequence[str], *, namespace: str = "default") -> list[Sandbox | CniError]:
-        """Start pods at once; return, in their order, what became of each."""
+    async def add_many(
+        self, pods: Sequence[str], *, namespace: str = "default", gap_s: float = 0.0
+    ) -> list[Sandbox | CniError]:
+        """Start pods at once, or each ``gap_s`` after the one before; return, in order, what became of each."""
 
         async def one(pod: str) -> Sandbox | CniError:
             try:
@@ -121,7 +123,11 @@ class Runtime:
                 return error
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(pod), name=f"add {pod}") for pod in pods]
+            tasks = []
+            for pod in pods:
+                tasks.append(group.create_task(one(pod), name=f"add {pod}"))
+                if gap_s > 0:
+                    await asyncio.sleep(gap_s)
         return [task.result() for task in tasks]
 
     async def delete(self, sandbox: Sandbox) -> float:
