@@ -106,6 +106,7 @@ class Agent:
             kubernetes=ports.kubernetes,
             runtime=ports.runtime,
             settings=self._datapath,
+            turn_of=lambda key: self.cni.turn_of(key),
         )
         self.housekeeping = Housekeeping(
             writer=self.writer,

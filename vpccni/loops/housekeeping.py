@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Final, NoReturn
 
 import structlog
@@ -14,7 +15,7 @@ from vpccni.datapath.objects import DatapathSettings, Difference, Probed
 from vpccni.errors import VpccniError
 from vpccni.loops.wiring import lease_wiring
 from vpccni.loops.write import Writer
-from vpccni.model import LeaseId, Stamp
+from vpccni.model import LeaseId, SandboxKey, Stamp
 from vpccni.planner import commands as c
 from vpccni.planner.doctor import BROKEN, examine
 from vpccni.ports import Clock, EventLog, Kernel, KubernetesNode, RuntimeCache, Spool, SpooledDel
@@ -41,6 +42,9 @@ class LeaseSweep:
     Witness A is the kernel: no veth with the lease's alias, and no namespace. Witness B is another source: the
     pod's UID is absent from a fresh list of the API server, or the runtime's cache has no result for the key,
     or the runtime's own GC list leaves it out.
+
+    Attributes:
+        unlisted: The leases that the runtime's latest GC list left out.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class LeaseSweep:
         kubernetes: Callable[[], Awaitable[KubernetesNode | None]],
         runtime: RuntimeCache,
         settings: DatapathSettings,
+        turn_of: Callable[[SandboxKey], AbstractAsyncContextManager[object]],
     ) -> None:
         self._writer = writer
         self._kernel = kernel
@@ -59,6 +64,9 @@ class LeaseSweep:
         self._kubernetes = kubernetes
         self._runtime = runtime
         self._settings = settings
+        self._turn_of = turn_of
+        self._gone_since: dict[LeaseId, Stamp] = {}
+        self.unlisted: frozenset[LeaseId] = frozenset()
 
     async def look(self) -> None:
         """One look at every open lease that is not young."""
@@ -70,6 +78,8 @@ class LeaseSweep:
             return
         found = await self._probe(old)
         gone = [lease for lease in old if _is_gone(found.get(lease.id))]
+        # Only uninterrupted absence counts: seen alive once, a sandbox has to be missed twice again.
+        self._gone_since = {lease.id: self._gone_since.get(lease.id, now) for lease in gone}
         for lease in old:
             if lease.quarantined is not None and lease not in gone and lease.witness != "gc":
                 await self._writer.submit(c.NoteWitness(lease=lease.id, witness="kernel", is_alive=True))
@@ -95,9 +105,14 @@ class LeaseSweep:
             note = c.NoteWitness(lease=lease.id, witness="kernel", is_alive=False, detail="no veth, no netns")
             await self._writer.submit(note)
             return
-        if state.elapsed_s(lease.quarantined, now) < SECOND_SIGHT_S:
+        # The kernel's own first sight: the runtime's word, however old, is not one. A quarantine by the
+        # kernel was its first sight, also when an agent before this one had it.
+        first_sight = self._gone_since[lease.id]
+        if lease.witness == "kernel":
+            first_sight = lease.quarantined
+        if state.elapsed_s(first_sight, now) < SECOND_SIGHT_S:
             return
-        second = "gc" if lease.witness == "gc" else ""
+        second = "gc" if lease.witness == "gc" or lease.id in self.unlisted else ""
         if not second and uids is not None and lease.pod.uid and lease.pod.uid not in uids:
             second = "api server"
         if not second:
@@ -105,6 +120,16 @@ class LeaseSweep:
             if await self._runtime.is_known(key.network, key.container_id, key.ifname) is False:
                 second = "runtime cache"
         if second:
+            await self._end(lease, second)
+
+    async def _end(self, lease: Lease, second: str) -> None:
+        """End it, unless an ADD for the same sandbox was served while the witnesses were asked."""
+        async with self._turn_of(lease.key):
+            if lease.id not in self._writer.state.leases:
+                return
+            found = await self._probe([lease])
+            if not _is_gone(found.get(lease.id)):
+                return
             _log.warning("lease_swept", lease=lease.id, container_id=lease.key.container_id, witness=second)
             await self._writer.submit(c.EndByWitnesses(lease=lease.id, witnesses=("kernel", second)))
 
@@ -134,8 +159,9 @@ class Housekeeping:
         self._snapshot_at = 0
         self._checkpointed = 0
 
-    def sweep_soon(self) -> None:
-        """The runtime's GC named sandboxes that it no longer has."""
+    def sweep_soon(self, unlisted: frozenset[LeaseId]) -> None:
+        """The runtime's GC came; these leases were not on its list."""
+        self._sweep.unlisted = unlisted
         self._sweep_wake.set()
 
     async def run(self) -> NoReturn:

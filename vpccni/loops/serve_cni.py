@@ -27,7 +27,7 @@ from vpccni.events.sandbox import SandboxWired
 from vpccni.loops.finish import finish
 from vpccni.loops.wiring import attached_enis, lease_wiring, rest_wiring
 from vpccni.loops.write import Writer
-from vpccni.model import SandboxKey
+from vpccni.model import LeaseId, SandboxKey
 from vpccni.planner import commands as c
 from vpccni.ports import Clock, Kernel, Spool
 from vpccni.projections.leases import Lease
@@ -76,7 +76,7 @@ class CniService:
         datapath: DatapathSettings,
         add_wait_s: float,
         not_serving: Callable[[], Refused | None],
-        on_gc: Callable[[], None],
+        on_gc: Callable[[frozenset[LeaseId]], None],
     ) -> None:
         self._writer = writer
         self._kernel = kernel
@@ -191,6 +191,10 @@ class CniService:
             # A failed wiring was undone by the kernel adapter itself: no packet carried the address.
             await self._undo(call, error.reason, error.detail, is_repeated, was_wired=False)
             raise
+        except Exception as error:
+            # Nobody knows how far it came: what it may have made is taken down and its address rests.
+            await self._undo(call, Reason.INTERNAL, type(error).__name__, is_repeated, was_wired)
+            raise
         return Wired(
             host_ifname=seen.host_ifname,
             host_mac=seen.host_mac,
@@ -294,17 +298,30 @@ class CniService:
                 raise CniFault(Reason.CHECK_FAILED, "; ".join(problems), call.version)
 
     async def _gc(self, call: Call) -> None:
-        """The runtime's list is one witness: what is not on it is quarantined, the sweep looks for a second."""
+        """The runtime's list is one witness: what is not on it is quarantined, the sweep looks for a second.
+
+        What is on it again is doubted no longer on the list's account.
+        """
         if call.valid is None:
             return
+        unlisted: set[LeaseId] = set()
         for lease in list(self._writer.state.leases.values()):
             if lease.key.network != call.key.network:
                 continue
-            if (lease.key.container_id, lease.key.ifname) not in call.valid:
-                await self._writer.submit(
-                    c.NoteWitness(lease=lease.id, witness="gc", is_alive=False, detail="not in the GC list")
+            is_listed = (lease.key.container_id, lease.key.ifname) in call.valid
+            if not is_listed:
+                unlisted.add(lease.id)
+            elif lease.witness != "gc":
+                continue
+            await self._writer.submit(
+                c.NoteWitness(
+                    lease=lease.id,
+                    witness="gc",
+                    is_alive=is_listed,
+                    detail="" if is_listed else "not in the GC list",
                 )
-        self._on_gc()
+            )
+        self._on_gc(frozenset(unlisted))
 
     # -- stopping ---------------------------------------------------------------------------------
 
