@@ -102,17 +102,24 @@ class Load:
             if KILLED not in failed.message
         ]
 
-    async def lost(self) -> list[str]:
-        """Standing pods that the agent does not have under their address; and addresses that it has twice."""
-        before = self.standing()
+    async def discrepancies(self) -> list[str]:
+        """What the agent's pods and the acknowledgements contradict each other in.
+
+        A standing pod has its lease, under its address; a pod whose DEL was acknowledged has none; no address
+        has two. (What is under way may be either.)
+        """
+        standing, ended = self.standing(), {past.sandbox.uid for past in self.ledger.past}
         pods = await self._node.client.get("/v1/pods")
         known = {pod["uid"]: pod["addresses"] for pod in pods}
         addresses = [address for pod in pods for address in pod["addresses"]]
-        twice = sorted({address for address in addresses if addresses.count(address) > 1})
-        return [f"{address} twice in /v1/pods" for address in twice] + [
-            f"{pod.pod} {pod.address}: the agent has {known.get(pod.uid, 'no lease')}"
-            for pod in before
-            if pod.container_id not in self.asked and known.get(pod.uid) != [pod.address]
+        return [
+            *(f"{address} twice" for address in sorted(set(addresses)) if addresses.count(address) > 1),
+            *(f"{pod['name']} has a lease after its DEL" for pod in pods if pod["uid"] in ended),
+            *(
+                f"{pod.pod} {pod.address}: the agent has {known.get(pod.uid, 'no lease')}"
+                for pod in standing
+                if pod.container_id not in self.asked and known.get(pod.uid) != [pod.address]
+            ),
         ]
 
     async def _work(self, number: int) -> None:
@@ -158,15 +165,26 @@ class Load:
         self.dels += 1
 
 
-def kill_an_executable(node: LabNode, chance: random.Random) -> str:
-    """SIGKILL one CNI executable that is at work on the node; return its verb, or empty text if none was."""
+def kill_an_executable(node: LabNode, chance: random.Random, prefer: str) -> str:
+    """SIGKILL one CNI executable that is at work on the node; return its verb, or empty text if none was.
+
+    Args:
+        node: On which node.
+        chance: Draws which one.
+        prefer: ADD or DEL: such a one, if there is one.
+    """
     pids = sorted(namespaces.process_ids(node.namespace))
     chance.shuffle(pids)
+    at_work = []
     for pid in pids:
         with contextlib.suppress(OSError):  # it ended meanwhile
             if os.readlink(f"/proc/{pid}/exe") != str(node.places.bin / "aws-cni"):
                 continue
             variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            verb = next(value[12:].decode() for value in variables if value.startswith(b"CNI_COMMAND="))
+            at_work.append((verb != prefer, pid, verb))
+    for _, pid, verb in sorted(at_work, key=lambda found: found[0]):
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-            return next((v[12:].decode() for v in variables if v.startswith(b"CNI_COMMAND=")), "?")
+            return verb
     return ""

@@ -35,7 +35,7 @@ DIRECTORY = Path(__file__).parents[2] / "build" / "e2e"
 KILLS = int(os.environ.get("VPCCNI_KILLS", "50"))
 SEED = int(os.environ.get("VPCCNI_KILLS_SEED", "1"))
 
-COOLDOWN_S = 3
+COOLDOWN_S = 2
 SETTINGS = {"WARM_IP_TARGET": "6", "IP_COOLDOWN_PERIOD": str(COOLDOWN_S), "MAX_ENI": "4"}
 LATENCY_S = {
     "CreateNetworkInterface": 0.1,
@@ -51,10 +51,17 @@ FAULTS = (
     Fault(action="*", kind="dropped_request"),
     Fault(action="*", kind="error", code="InternalError"),
 )
-LONG_ABSENCE_S = 2.4
-"""The executable waits two seconds with a DEL before it spools it."""
+SHORT_LIFE_S = (0.0, 0.5)
+LONG_LIFE_S = (2.0, 3.2)
 SETTLE_S = 30.0
-TIDES = (4, 30, 12, 38, 2)
+RESTARTS = 4
+CHANGES = (
+    "CreateNetworkInterface",
+    "AttachNetworkInterface",
+    "AssignPrivateIpAddresses",
+    "UnassignPrivateIpAddresses",
+)
+TIDES = (8, 32, 2, 38, 2, 30, 2, 38, 2, 24)
 """How many pods there should be, one after the other: the pool grows by ENIs, and shrinks again."""
 
 
@@ -103,14 +110,14 @@ class Killer:
 
     def __init__(self, lab, node, load, chance):
         self.lab, self.node, self.load, self.chance = lab, node, load, chance
-        self.met = Counter()
+        self.met: Counter[str] = Counter()
         self.wrong = []
         self.restart_s = []
 
     async def run(self, kills):
         tides = itertools.cycle(TIDES)
         for number in range(kills):
-            if number % 4 == 0:
+            if number % 5 == 0:
                 self.load.target = next(tides)
             starts = number % 5 == 4  # while it starts, at any point of it
             if starts:
@@ -118,31 +125,35 @@ class Killer:
             else:
                 await self.lab.wait_ready(self.node)
                 await self.look(f"before kill {number}")
-                # Half a second until the EC2 client is loaded: mostly before that, often well after.
-                await asyncio.sleep(self.chance.uniform(*self.chance.choice(((0.0, 0.5), (0.3, 2.2)))))
-            await self.kill(number, away_s=LONG_ABSENCE_S if number % 12 == 7 else 0.0)
+                # It takes half a second to load the EC2 client, and two more to settle what was under way.
+                await asyncio.sleep(self.chance.uniform(*LONG_LIFE_S if number % 6 == 2 else SHORT_LIFE_S))
+            await self.kill(number, is_long=number % 16 == 7)
         await self.lab.wait_ready(self.node)
 
-    async def kill(self, number, away_s):
+    async def kill(self, number, *, is_long):
+        """Kill and start again; ``is_long``: not before some DELs have given up waiting and are spooled."""
         if not self.node.is_running:
             self.wrong.append(f"kill {number}: the agent had ended by itself")
-        if self.chance.random() < 0.5:
-            self.met[f"killed {kill_an_executable(self.node, self.chance)}"] += 1
+        self.maybe_kill_an_executable()
         status = await self.lab.kill_agent(self.node, signal.SIGKILL)
         self.met[f"agent ended with {status}"] += 1
-        if self.chance.random() < 0.5:
-            self.met[f"killed {kill_an_executable(self.node, self.chance)}"] += 1
-        if away_s:
-            deadline = time.monotonic() + away_s
-            while time.monotonic() < deadline:
-                await asyncio.sleep(0.1)
-                self.met[f"killed {kill_an_executable(self.node, self.chance)}"] += self.chance.random() < 0.1
-        self.met["spooled DELs"] += len(list(self.node.places.spool.glob("*.json")))
-        self.wrong += [f"kill {number}: half an entry: {entry}" for entry in broken_entries(self.node.places.spool)]
+        self.maybe_kill_an_executable()
+        if is_long:
+            async with asyncio.TaskGroup() as group:
+                for pod in self.load.standing()[:3]:
+                    group.create_task(self.load.delete(pod), name=f"delete {pod.pod}")
+        spool = self.node.places.spool
+        self.met["DELs spooled"] += len(list(spool.glob("*.json")))
+        self.wrong += [f"kill {number}: half an entry: {entry}" for entry in broken_entries(spool)]
         await self.lab.start_agent(self.node)
 
+    def maybe_kill_an_executable(self):
+        if self.chance.random() < 0.6:
+            verb = kill_an_executable(self.node, self.chance, prefer=self.chance.choice(("ADD", "DEL")))
+            self.met[f"{verb} killed"] += bool(verb)
+
     async def look(self, when):
-        self.wrong += [f"{when}: {lost}" for lost in await self.load.lost()]
+        self.wrong += [f"{when}: {told}" for told in await self.load.discrepancies()]
 
 
 async def wait_until_nothing_is_open(lab, node):
@@ -152,7 +163,12 @@ async def wait_until_nothing_is_open(lab, node):
         status = await node.client.get("/v1/status")
         owned = {cidr for row in await node.client.get("/v1/enis") for cidr in row["cidrs"]}
         beliefs = owned ^ {f"{address}/32" for address in secondaries(lab, node)}
-        open_ = [*status["open_intents"], *await orphan_enis(lab), *sorted(beliefs), *broken_entries(node.places.spool)]
+        open_ = [
+            *status["open_intents"],
+            *await orphan_enis(lab),
+            *sorted(beliefs),
+            *broken_entries(node.places.spool),
+        ]
         open_ += [path.name for path in node.places.spool.glob("*.json")]
         if not open_ or time.monotonic() > deadline:
             return open_
@@ -164,7 +180,7 @@ async def test_fifty_kills_under_load_lose_double_and_leave_behind_nothing():
     chance = random.Random(SEED)
     async with one_node("kills", SETTINGS) as (lab, node):
         lab.region.faults.randomize(SEED, 0.06, FAULTS)
-        load = Load(lab, node, chance, workers=10)
+        load = Load(lab, node, chance, workers=12)
         killer = Killer(lab, node, load, chance)
         async with asyncio.TaskGroup() as group:
             group.create_task(load.run(), name="load")
@@ -173,7 +189,8 @@ async def test_fifty_kills_under_load_lose_double_and_leave_behind_nothing():
             finally:
                 load.end()
         lab.region.faults.clear()
-        report = f"{load.adds} ADDs, {load.dels} DELs, {len(load.reuses)} reuses, {killer.met}, {lab.region.journal.count_by_action}"
+        calls = lab.region.journal.count_by_action
+        report = f"{load.adds} ADDs, {load.dels} DELs, {len(load.reuses)} reuses, {killer.met}, {calls}"
         print(report)
 
         assert killer.wrong == []
@@ -182,7 +199,7 @@ async def test_fifty_kills_under_load_lose_double_and_leave_behind_nothing():
         assert [reuse for reuse in load.reuses if reuse.rested_s < COOLDOWN_S] == []
 
         assert await wait_until_nothing_is_open(lab, node) == []
-        assert await load.lost() == []
+        assert await load.discrepancies() == []
         standing = load.standing()
         assert {pod["uid"] for pod in await node.client.get("/v1/pods")} == {pod.uid for pod in standing}
         assert strays(lab, standing) == []
@@ -196,8 +213,33 @@ async def test_fifty_kills_under_load_lose_double_and_leave_behind_nothing():
         assert killer.met["agent ended with -9"] == KILLS
         if KILLS >= 50:  # the test was one: enough was under way
             assert load.adds > 3 * KILLS, report
-            assert killer.met["spooled DELs"] > 0, report
-            assert killer.met["killed ADD"] > 0, report
-            assert killer.met["killed DEL"] > 0, report
-            assert lab.region.journal.count_by_action["CreateNetworkInterface"] > 1, report
+            assert min(killer.met[what] for what in ("DELs spooled", "ADD killed", "DEL killed")) > 0, report
+            assert min(calls[action] for action in CHANGES) > 0, report
             assert len(load.reuses) > 0, report
+
+
+async def test_adds_and_dels_that_arrive_during_a_restart_wait_and_none_fails():
+    chance = random.Random(SEED)
+    async with one_node("restarts", {"WARM_IP_TARGET": "20", "IP_COOLDOWN_PERIOD": "1"}) as (lab, node):
+        load = Load(lab, node, chance, workers=8)
+        load.target = 16
+        async with asyncio.TaskGroup() as group:
+            group.create_task(load.run(), name="load")
+            try:
+                for _ in range(RESTARTS):
+                    await asyncio.sleep(chance.uniform(0.3, 0.8))
+                    assert await lab.kill_agent(node, signal.SIGTERM) == 0
+                    await lab.start_agent(node)
+                    await lab.wait_ready(node)
+                    assert await load.discrepancies() == []
+            finally:
+                load.end()
+        waited = sum(latency_ms > 250 for latency_ms in load.ledger.latencies_ms)
+        report = f"{load.adds} ADDs, {load.dels} DELs, {waited} of them waited for more than 250 ms"
+        print(report)
+
+        assert load.ledger.failures == [], report
+        assert waited >= RESTARTS, report
+        assert load.doubled == []
+        assert await load.discrepancies() == []
+        assert (await ping_internet(lab, load.standing())).failed == ()
