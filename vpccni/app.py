@@ -311,7 +311,7 @@ async def _serve(
         await stop.wait()
         _log.info("stopping")
         site.is_stopping = True
-        agent.readiness.is_stopping = agent.cni.is_stopping = True
+        agent.begin_stop()
         try:
             async with asyncio.timeout(STOP_DEADLINE_S):
                 await agent.cni.wait_idle()

@@ -284,10 +284,15 @@ class Agent:
             raise InvariantBrokenError("the agent was not started")
         await asyncio.shield(self._writing)
 
-    async def stop(self) -> None:
-        """Refuse what waits, commit what is queued, stop writing. Adapters are the caller's to close."""
+    def begin_stop(self) -> None:
+        """Take no more ADDs, and hang up on those that wait: the next agent answers them."""
         self.readiness.is_stopping = True
         self.cni.is_stopping = True
+        self.writer.refuse_waiting()
+
+    async def stop(self) -> None:
+        """Refuse what waits, commit what is queued, stop writing. Adapters are the caller's to close."""
+        self.begin_stop()
         if self._writing is None:
             return
         self._writing.cancel()

@@ -91,6 +91,7 @@ class Writer:
         self._ahead = State()
         self._closed: VpccniError | None = None
         self._is_outlook_new = False
+        self._is_ending = False
         self.commits = 0
 
     # -- for everybody ----------------------------------------------------------------------------
@@ -166,6 +167,13 @@ class Writer:
                 self._wake.set()
             # Whole, also when cancelled: nothing cancels a half-written batch.
             await finish(self._turn(batch), "write a batch")
+
+    def refuse_waiting(self) -> None:
+        """At the end: no ADD waits any more, neither those that are parked nor those that would be."""
+        self._is_ending = True
+        for asked in self._parked:
+            _refuse(asked, AddRefusedError(Reason.STOPPING))
+        self._parked.clear()
 
     async def drain(self) -> None:
         """At the end: commit what is queued, refuse what is parked, take nothing more."""
@@ -262,6 +270,8 @@ class Writer:
                     answered.append((asked, answer))
                 case Refused():
                     _refuse(asked, AddRefusedError(answer.reason, answer.detail))
+                case c.Park() if self._is_ending:
+                    _refuse(asked, AddRefusedError(Reason.STOPPING))
                 case c.Park():
                     self._evolve(answer.events, stamp, records)
                     if answer.events and isinstance(asked.command, c.Add):
