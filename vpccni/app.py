@@ -272,8 +272,8 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
         await server.start()
         stack.push_async_callback(server.stop)
         _write_pid(paths.pid)
-        gc.collect()
         gc.freeze()  # Everything imported stays: later collections need not look at it.
+        gc.enable()
         await _serve(agent, clients, site, settings, options, paths, stop)
 
 
