@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.unit.projections.node import COOLDOWN_S, Node, eni_facts, key_of, pod_of
 from vpccni.errors import Reason, Refused
 from vpccni.events.address import CidrsReleased
+from vpccni.events.codec import Record
 from vpccni.events.effect import EffectIntended
 from vpccni.events.eni import EniGone
 from vpccni.events.sandbox import AddressAssigned, LeaseEnded
@@ -99,7 +100,7 @@ class NodeMachine(RuleBasedStateMachine):
         self.previous: tuple[EniFacts, ...] | None = None
         self.wanted: list[EffectIntended] = []  # plans, which grow old
         self.outcomes: dict[int, c.Outcome] = {}  # of intents that were performed and not yet settled
-        self.snapshot: tuple[int, tuple] = (0, ())
+        self.snapshot: tuple[int, tuple[Record, ...]] = (0, ())
         self.true_s = 0.0  # time as it really passes
         self.forward_s = 0.0  # by how much the wall clock was set forward so far
         self.boots = 0
@@ -248,16 +249,27 @@ class NodeMachine(RuleBasedStateMachine):
             self.wanted.append(self.effect_of(step))
         self.wanted += next_effects(state, frozenset())
 
-    @rule(waiting=st.integers(0, 6), rounds=st.integers(1, 3))
-    def work(self, waiting, rounds):
-        """The whole way from plan to serving links, undisturbed: so that there is something to disturb."""
+    @rule(
+        waiting=st.integers(0, 6),
+        warm_ip=st.sampled_from([0, 1]),
+        rounds=st.integers(1, 3),
+        lost=st.sets(
+            st.sampled_from(["create", "attach", "assign", "unassign", "detach", "delete"]), max_size=2
+        ),
+    )
+    def work(self, waiting, warm_ip, rounds, lost):
+        """The whole way from plan to serving links, done by EC2; the replies of some calls are lost."""
         for _ in range(rounds):
             self.wanted.clear()
-            self.make_plan(waiting, 0)
+            self.make_plan(waiting, warm_ip)
             for wanted in self.wanted:
                 self.intend_checked(wanted)
             for intent in list(self.node.state.intents.values()):
-                self.settle_truly(intent.id, intent.intended)
+                if intent.intended.kind not in lost:
+                    self.settle_truly(intent.id, intent.intended)
+                elif intent.id not in self.outcomes:
+                    self.outcomes[intent.id] = self.world.perform(intent.id, intent.intended)
+                    self.ask(c.Settle(intent.id, c.Unknown(detail="no reply")))
             ready = [one for one in self.node.state.enis.values() if one.phase == "attached"]
             self.node.ready(*(one.facts.id for one in ready))
         self.wanted.clear()

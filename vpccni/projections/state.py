@@ -240,6 +240,8 @@ class State:
             records={**before.records, "adopted again": record} if before else {"adopted": record},
         )
         self.enis[facts.id].records.pop("suspected", None)
+        if facts.delete_on_termination:
+            self.enis[facts.id].records["modify"] = record
 
     def _eni_attached(self, record: Record, event: eni.EniAttached) -> None:
         held = self._eni(event.eni, record)
@@ -291,6 +293,11 @@ class State:
         held = self._eni(event.eni, record)
         for cidr in event.cidrs:
             held.cidrs.setdefault(cidr, OwnedCidr(record))
+            # EC2 may give an address again before we learned that another ENI of ours lost it: whatever ends
+            # there later must not forget that it rests here.
+            for other in self.enis.values():
+                if other is not held:
+                    self._disown(other, cidr)
 
     def _cidrs_released(self, record: Record, event: address.CidrsReleased) -> None:
         held = self._eni(event.eni, record)
@@ -298,8 +305,9 @@ class State:
             if self._leased_in(cidr):
                 raise InvariantBrokenError(f"{cidr} is released and has an open lease")
         for cidr in event.cidrs:
-            held.cidrs.pop(cidr, None)
-            self._forget_rests(cidr)
+            if cidr in held.cidrs:
+                self._disown(held, cidr)
+                self._forget_rests(cidr)
 
     def _cidr_suspected(self, record: Record, event: address.CidrSuspected) -> None:
         held = self._eni(event.eni, record)
@@ -325,6 +333,10 @@ class State:
             return [single] if single in self.by_address else []
         return [leased for leased in self.by_address if is_inside(leased, cidr)]
 
+    def _disown(self, held: Eni, cidr: Cidr) -> None:
+        if held.cidrs.pop(cidr, None) is not None:
+            held.records.pop(f"suspected:{cidr}", None)
+
     def _forget_rests(self, cidr: Cidr) -> None:
         if cidr.endswith("/32"):
             single = Address(cidr[:-3])
@@ -332,7 +344,9 @@ class State:
         else:
             inside = [held for held in self.rests if is_inside(held, cidr)]
         for rested in inside:
-            self.standing.pop(self.rests.pop(rested).lease, None)
+            rest = self.rests.pop(rested)
+            if not any(self.rests.get(binding.address) is rest for binding in rest.bindings):
+                self.standing.pop(rest.lease, None)
 
     # -- folds: leases ----------------------------------------------------------------------------
 

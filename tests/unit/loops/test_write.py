@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Any
 
 import msgspec
 import pytest
@@ -59,6 +60,13 @@ class Bench:
         self.writer = Writer(MemoryLog(self.store), LoopClock(), lambda: self.context)
         self.facts = eni_facts(0, *range(10, 10 + addresses))
         self.told: list[Record] = []
+        self.tasks: list[asyncio.Task[c.Decision]] = []
+
+    def ask(self, command: c.Command, wait_s: float = 0.0) -> asyncio.Task[c.Decision]:
+        """Ask without waiting; whoever still waits at the end is cancelled."""
+        loop = asyncio.get_running_loop()
+        self.tasks.append(loop.create_task(self.writer.submit(command, wait_s=wait_s)))
+        return self.tasks[-1]
 
     async def begin(self) -> None:
         await self.writer.open()
@@ -102,6 +110,7 @@ async def running(addresses: int = 4, enis_max: int = 1, capacity_bytes: int | N
             yield bench
         finally:
             task.cancel()
+            await cancel(*bench.tasks)
     await bench.writer.drain()
 
 
@@ -182,17 +191,17 @@ async def test_what_changes_nothing_costs_no_commit():
 # -- waiting ----------------------------------------------------------------------------------------
 
 
-async def parked(bench: Bench, *names: str, wait_s: float = 5.0) -> list[asyncio.Task]:
+async def parked(bench: Bench, *names: str, wait_s: float = 5.0) -> list[asyncio.Task[c.Decision]]:
     """ADDs that wait, in this order. The pool must be empty."""
     tasks = []
     for name in names:
-        tasks.append(asyncio.get_running_loop().create_task(bench.writer.submit(add(name), wait_s=wait_s)))
+        tasks.append(bench.ask(add(name), wait_s))
         await turns()
     assert bench.writer.waiting == len(names)
     return tasks
 
 
-async def cancel(*tasks: asyncio.Task) -> None:
+async def cancel(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, VpccniError):
@@ -217,20 +226,18 @@ async def test_a_new_add_does_not_overtake_one_that_waits():
     async with running(addresses=1, enis_max=5) as bench:
         await bench.writer.submit(add("holder"))
         (early,) = await parked(bench, "early")
-        late = asyncio.get_running_loop().create_task(bench.writer.submit(add("late"), wait_s=5))
+        late = bench.ask(add("late"), 5)
         # One batch: the address comes free, and somebody new asks before the one that waits is looked at.
         await together(bench.writer.submit(fail("holder")))
         await turns()
         assert (early.done(), late.done()) == (True, False)
-        await cancel(late)
 
 
 async def test_an_add_that_was_served_already_is_answered_also_while_others_wait():
     async with running(addresses=1, enis_max=5) as bench:
         lease = (await bench.writer.submit(add("holder"))).lease
-        tasks = await parked(bench, "waiting")
+        await parked(bench, "waiting")
         assert (await bench.writer.submit(add("holder"))).lease == lease
-        await cancel(*tasks)
 
 
 async def test_an_add_waits_for_the_end_of_a_rest_without_being_woken():
@@ -292,7 +299,7 @@ async def test_a_caller_that_went_away_is_dropped_and_the_next_is_served():
 
 async def test_a_caller_that_went_away_before_its_turn_gets_nothing():
     async with running() as bench:
-        task = asyncio.get_running_loop().create_task(bench.writer.submit(add("gone")))
+        task = bench.ask(add("gone"))
         await asyncio.sleep(0)
         await cancel(task)
         await bench.writer.submit(add("here"))
@@ -358,7 +365,7 @@ async def test_subscribers_see_every_durable_record_once_and_in_order_before_the
 
 async def test_a_subscriber_that_left_is_told_no_more():
     async with running() as bench:
-        told: list = []
+        told: list[Record] = []
         leave = bench.writer.subscribe(told.extend)
         await bench.writer.submit(add("a"))
         leave()
@@ -497,7 +504,7 @@ async def test_one_that_was_parked_in_a_lost_batch_is_caused_by_its_own_request(
     async with running(addresses=1, enis_max=2) as bench:
         await bench.writer.submit(add("holder"))
         bench.store.faults.plan(LogFault.LOST)
-        task = asyncio.get_running_loop().create_task(bench.writer.submit(add("waiting"), wait_s=5))
+        task = bench.ask(add("waiting"), 5)
         await turns()
         await bench.writer.submit(subnet(1))
         await bench.writer.submit(fail("holder"))
@@ -547,8 +554,7 @@ async def test_those_who_went_away_do_not_stand_in_the_way_of_a_new_add():
         await bench.writer.submit(add("holder"))
         (gone,) = await parked(bench, "gone")
         await cancel(gone)
-        (task,) = await parked(bench, "next")
-        await cancel(task)
+        await parked(bench, "next")
 
 
 # -- stopping ---------------------------------------------------------------------------------------
@@ -557,9 +563,8 @@ async def test_those_who_went_away_do_not_stand_in_the_way_of_a_new_add():
 async def test_at_the_end_what_is_queued_is_committed_and_what_waits_is_refused():
     bench = Bench(1, 2)
     await bench.begin()
-    loop = asyncio.get_running_loop()
-    served = loop.create_task(bench.writer.submit(add("served")))
-    waiting = loop.create_task(bench.writer.submit(add("waiting"), wait_s=60))
+    served = bench.ask(add("served"))
+    waiting = bench.ask(add("waiting"), 60)
     bench.writer.post(subnet(3))
     await turns(2)
     await bench.writer.drain()
@@ -578,7 +583,7 @@ async def test_a_batch_that_was_begun_is_finished_when_the_writer_is_cancelled()
     bench.store.sync_s = 0.05
     loop = asyncio.get_running_loop()
     run = loop.create_task(bench.writer.run())
-    asked = loop.create_task(bench.writer.submit(add("a")))
+    asked = bench.ask(add("a"))
     await asyncio.sleep(0.02)
     run.cancel()
     await cancel(run)
