@@ -230,7 +230,7 @@ class Agent:
         await self.writer.submit(c.StartAgent(boot_id=boot_id, version=__version__))
         await self.writer.submit(c.Observe(PolicyObserved(settings=effective(self.settings))))
         await self._recognize()
-        await self.housekeeping.drain_spool()
+        await self.housekeeping.drain_at_start()
 
     async def _recognize(self) -> None:
         """Is this the machine that the log is about? Then ADDs are served, from the log alone."""

@@ -12,7 +12,7 @@ import structlog
 from vpccni.api import cni
 from vpccni.datapath.difference import probe
 from vpccni.datapath.objects import DatapathSettings, Difference, Probed
-from vpccni.errors import VpccniError
+from vpccni.errors import Reason, TransientError, VpccniError
 from vpccni.loops.wiring import lease_wiring
 from vpccni.loops.write import Writer
 from vpccni.model import LeaseId, SandboxKey, Stamp
@@ -179,12 +179,10 @@ class Housekeeping:
 
     async def run_spool(self) -> NoReturn:
         """DELs that were spooled although we run: the executable could not reach us, or the log took nothing."""
+        is_drained = False  # At the start it may not have been readable.
         while True:
-            await self._spool.wait_changed()
-            await self._guarded("spool", self.drain_spool)
-            while await self._spool.entries():
-                await asyncio.sleep(TICK_S)
-                await self._guarded("spool", self.drain_spool)
+            await (self._spool.wait_changed() if is_drained else asyncio.sleep(TICK_S))
+            is_drained = await self._guarded("spool", self._drain_whole_spool)
 
     async def run_sweep(self) -> NoReturn:
         """The lease sweep, every five minutes or when the runtime's GC asks; again soon while one is doubted."""
@@ -198,11 +196,23 @@ class Housekeeping:
             self._sweep_wake.clear()
             await self._guarded("sweep", self._sweep.look)
 
-    async def _guarded(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+    async def _guarded(self, what: str, work: Callable[[], Awaitable[None]]) -> bool:
         try:
             await work()
         except VpccniError as error:
             _log.warning("housekeeping_failed", what=what, reason=error.reason, detail=error.detail)
+            return False
+        return True
+
+    async def _drain_whole_spool(self) -> None:
+        await self.drain_spool()
+        left = await self._spool.entries()
+        if left:
+            raise TransientError(Reason.LOG_WRITE_FAILED, f"{len(left)} spooled DELs wait for the log")
+
+    async def drain_at_start(self) -> None:
+        """As ``drain_spool``; what cannot be read now is read later and does not keep ADDs from being served."""
+        await self._guarded("spool", self.drain_spool)
 
     async def drain_spool(self) -> None:
         """Carry out spooled DELs; each entry is forgotten only when its end of lease is durable."""
@@ -240,6 +250,9 @@ async def end_spooled(writer: Writer, entry: SpooledDel) -> bool:
         call = cni.decode(entry.body)
     except cni.CniFault as fault:
         _log.warning("spool_entry_refused", name=entry.name, reason=fault.reason, detail=fault.detail)
+        return True
+    if call.verb != "DEL":
+        _log.warning("spool_entry_refused", name=entry.name, reason="bad_request", detail=f"a {call.verb}")
         return True
     try:
         await writer.submit(
