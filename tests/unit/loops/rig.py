@@ -64,6 +64,9 @@ class Rig(Node):
         return self.agent
 
     async def stop(self) -> None:
+        assert self._running is not None
+        if self._running.done():
+            self._running.result()  # A loop ended: the test fails with its error.
         await super().stop()
         await self.log.close()
 
