@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
 
 from vpccni.adapters.ec2 import AwsEc2
 from vpccni.lab.ec2 import Ec2Fault, InProcessEc2, Region, ReplyLost
 
 
+class Calls(Protocol):
+    """Whatever takes EC2 calls; raises as :meth:`InProcessEc2.call`."""
+
+    async def call(self, action: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Make one call."""
+
+
 class _RegionClient:
     """What the adapter uses of the SDK's client, over a region in this process."""
 
-    def __init__(self, calls: InProcessEc2, before_send: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, calls: Calls, before_send: Callable[[], Awaitable[None]]) -> None:
         self._calls = calls
         self._before_send = before_send
 
@@ -48,8 +55,13 @@ def region_ec2(
     **settings: Any,
 ) -> AwsEc2:
     """The EC2 adapter against a region in this process; its latencies and faults apply."""
+    return adapter_over(InProcessEc2(region, clock_now, sleep), region.name, **settings)
+
+
+def adapter_over(calls: Calls, region_name: str, **settings: Any) -> AwsEc2:
+    """The EC2 adapter over whatever takes its calls."""
 
     async def opener(*, before_send: Callable[[], Awaitable[None]], **_: Any) -> _RegionClient:
-        return _RegionClient(InProcessEc2(region, clock_now, sleep), before_send)
+        return _RegionClient(calls, before_send)
 
-    return AwsEc2(region=region.name, opener=opener, **settings)
+    return AwsEc2(region=region_name, opener=opener, **settings)

@@ -246,6 +246,19 @@ class FakeKernel:
         for index in [index for index, link in self.state.links.items() if link.mac == mac]:
             self._drop_link(index)
 
+    def rename(self, mac: str, ifname: str) -> None:
+        """Give the links with this MAC another name, as udev does."""
+        for link in [link for link in self.state.links.values() if link.mac == mac]:
+            self._put_link(msgspec.structs.replace(link, ifname=ifname))
+
+    def stop_failing(self) -> None:
+        """Forget the failures that were asked for."""
+        self._failures.clear()
+
+    def forget_listeners(self) -> None:
+        """Whoever followed the links was killed."""
+        self._listeners.clear()
+
     def dump(self) -> object:
         """Everything there is, in a form that can be compared."""
         return copy.deepcopy(self.state)

@@ -1,0 +1,230 @@
+"""Lets a fault happen at its instant, and ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vpccni.adapters.log_format import LogFault
+from vpccni.adapters.log_memory import RESERVE_BYTES
+from vpccni.lab.ec2 import FOR_EVER, ImdsFault, Region
+from vpccni.lab.ec2 import Fault as CallFault
+from vpccni.lab.ec2.throttle import Rate
+from vpccni.lab.sim.faults import CHANGES, Fault
+from vpccni.lab.sim.loop import VirtualLoop
+from vpccni.lab.sim.node import KERNEL_LATENCY_S, SYNC_S, SimNode
+from vpccni.lab.sim.trace import Trace
+
+
+class Injector:
+    """Arms faults. ``struck`` counts them; ``on_reboot`` is told before a machine goes down."""
+
+    def __init__(
+        self,
+        *,
+        region: Region,
+        nodes: Sequence[SimNode],
+        loop: VirtualLoop,
+        trace: Trace,
+        on_reboot: Callable[[SimNode], None],
+    ) -> None:
+        self._region = region
+        self._nodes = nodes
+        self._loop = loop
+        self._trace = trace
+        self._on_reboot = on_reboot
+        self._latency_s: Mapping[str, float] = dict(region.latency_s)
+        self._is_over = False
+        self.struck = 0
+        self._strikes: dict[str, Callable[[Fault, SimNode], None]] = {
+            "ec2_call": self._ec2_call,
+            "ec2_away": self._ec2_away,
+            "ec2_slow": self._ec2_slow,
+            "ec2_budget": self._ec2_budget,
+            "describe_lag": self._describe_lag,
+            "imds": self._imds,
+            "log": self._log,
+            "disk_full": self._disk_full,
+            "slow_sync": self._slow_sync,
+            "wiring": self._wiring,
+            "slow_kernel": self._slow_kernel,
+            "link": self._link,
+            "crash": self._crash,
+            "stop": self._stop,
+            "reboot": self._reboot,
+            "clock": self._clock,
+            "witness": self._witness,
+        }
+
+    def arm(self, faults: Sequence[Fault]) -> None:
+        """Let all of them happen at their instants."""
+        for fault in faults:
+            self._loop.call_outside(max(0.0, fault.at - self._loop.time()), self.strike, fault)
+
+    def strike(self, fault: Fault) -> None:
+        """Let one happen now."""
+        if self._is_over or fault.node >= len(self._nodes):
+            return
+        self.struck += 1
+        self._trace(f"fault {fault}")
+        self._strikes[fault.kind](fault, self._nodes[max(fault.node, 0)])
+
+    def heal(self) -> None:
+        """Everything works again, and goes on to."""
+        self._is_over = True
+        self._trace("healed")
+        region = self._region
+        region.faults.clear()
+        region.throttle.disable()
+        region.latency_s = dict(self._latency_s)
+        region.world.describe_lag_s = 0.0
+        region.imds.clear()
+        region.imds.lag_s = 0.0
+        for node in self._nodes:
+            node.crash_wanted = None
+            if node.life is not None:
+                node.life.dies_at = 0
+            node.store.capacity_bytes = None
+            node.store.faults = type(node.store.faults)()
+            node.store.sync_s = SYNC_S
+            node.kernel.latency_s = KERNEL_LATENCY_S
+            node.kernel.stop_failing()
+            node.kube.is_down = False
+            node.cache.is_readable = True
+            node.spool.is_broken = False
+            node.plug_all()
+
+    def _later(self, seconds: float, end: Callable[..., None], *args: Any) -> None:
+        self._loop.call_outside(seconds, end, *args)
+
+    # -- EC2 and IMDS -----------------------------------------------------------------------------
+
+    def _ec2_call(self, fault: Fault, node: SimNode) -> None:
+        self._region.faults.inject(
+            CallFault(
+                action=fault.action,
+                kind=fault.how,  # type: ignore[arg-type]
+                times=max(fault.count, 1),
+                code=fault.code or "InternalError",
+                seconds=fault.seconds,
+                give=fault.count,
+                applied="applied" in fault.flag,
+            )
+        )
+
+    def _ec2_away(self, fault: Fault, node: SimNode) -> None:
+        until = self._loop.time() + fault.seconds
+        self._region.faults.inject(
+            CallFault(
+                action="*",
+                kind=fault.how,  # type: ignore[arg-type]
+                times=FOR_EVER,
+                code=fault.code or "InternalError",
+            ),
+            lambda action, params: self._loop.time() < until,
+        )
+
+    def _ec2_slow(self, fault: Fault, node: SimNode) -> None:
+        self._region.latency_s = {name: each * fault.count for name, each in self._latency_s.items()}
+        self._later(fault.seconds, self._ec2_fast)
+
+    def _ec2_fast(self) -> None:
+        self._region.latency_s = dict(self._latency_s)
+
+    def _ec2_budget(self, fault: Fault, node: SimNode) -> None:
+        self._region.throttle.enable({action: Rate(2, 0.2) for action in CHANGES})
+        self._later(fault.seconds, self._region.throttle.disable)
+
+    def _describe_lag(self, fault: Fault, node: SimNode) -> None:
+        self._region.world.describe_lag_s = float(fault.count)
+        self._later(fault.seconds, self._describe_now)
+
+    def _describe_now(self) -> None:
+        self._region.world.describe_lag_s = 0.0
+
+    def _imds(self, fault: Fault, node: SimNode) -> None:
+        imds = self._region.imds
+        if fault.how == "lag":
+            imds.lag_s = min(fault.seconds, 60.0)
+        else:
+            hidden = list(node.instance.enis)[-1]
+            imds.inject(
+                ImdsFault(
+                    kind=fault.how,  # type: ignore[arg-type]
+                    instance_id=node.instance.id,
+                    eni_id=hidden,
+                    seconds=1.0,
+                )
+            )
+        self._later(fault.seconds, self._imds_well)
+
+    def _imds_well(self) -> None:
+        self._region.imds.clear()
+        self._region.imds.lag_s = 0.0
+
+    # -- the disk ---------------------------------------------------------------------------------
+
+    def _log(self, fault: Fault, node: SimNode) -> None:
+        node.store.faults.plan(*[LogFault(fault.how)] * max(fault.count, 1))
+
+    def _disk_full(self, fault: Fault, node: SimNode) -> None:
+        store = node.store
+        store.capacity_bytes = store.used_bytes + 1000 + (RESERVE_BYTES if int(fault.seconds) % 2 else 0)
+        if not int(fault.seconds) % 2:
+            store.is_reserve_held = False
+        self._later(fault.seconds, self._disk_free, node)
+
+    def _disk_free(self, node: SimNode) -> None:
+        node.store.capacity_bytes = None
+
+    def _slow_sync(self, fault: Fault, node: SimNode) -> None:
+        node.store.sync_s = fault.count / 1000
+        self._later(fault.seconds, self._fast_sync, node)
+
+    def _fast_sync(self, node: SimNode) -> None:
+        node.store.sync_s = SYNC_S
+
+    # -- the kernel -------------------------------------------------------------------------------
+
+    def _wiring(self, fault: Fault, node: SimNode) -> None:
+        node.kernel.fail(fault.action, times=max(fault.count, 1))
+
+    def _slow_kernel(self, fault: Fault, node: SimNode) -> None:
+        node.kernel.latency_s = fault.count / 1000
+        self._later(fault.seconds, self._fast_kernel, node)
+
+    def _fast_kernel(self, node: SimNode) -> None:
+        node.kernel.latency_s = KERNEL_LATENCY_S
+
+    def _link(self, fault: Fault, node: SimNode) -> None:
+        node.link_faults.append(fault)
+
+    # -- the machine ------------------------------------------------------------------------------
+
+    def _crash(self, fault: Fault, node: SimNode) -> None:
+        node.want_crash(fault)
+
+    def _stop(self, fault: Fault, node: SimNode) -> None:
+        node.stop(fault.seconds)
+
+    def _reboot(self, fault: Fault, node: SimNode) -> None:
+        self._on_reboot(node)
+        node.reboot(fault.seconds, is_sent="sent" in fault.flag)
+
+    def _clock(self, fault: Fault, node: SimNode) -> None:
+        node.clock.step_wall(fault.seconds)
+
+    def _witness(self, fault: Fault, node: SimNode) -> None:
+        match fault.how:
+            case "api_down":
+                node.kube.is_down = True
+            case "cache_unreadable":
+                node.cache.is_readable = False
+            case _:
+                node.spool.is_broken = True
+        self._later(fault.seconds, self._witness_well, node)
+
+    def _witness_well(self, node: SimNode) -> None:
+        node.kube.is_down = False
+        node.cache.is_readable = True
+        node.spool.is_broken = False

@@ -1,0 +1,374 @@
+"""The promises, checked from outside after every event.
+
+What is believed here: the emulated EC2 (who owns an address, where an ENI hangs), the runtime's own record of
+what was acknowledged and what was deleted, and the bytes that reached the disk. The agent's state is looked at
+only to compare it with those.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Concatenate, Final, ParamSpec
+
+import msgspec
+
+from vpccni.adapters.log_format import opened, unpack_snapshot
+from vpccni.api.views import pods_view
+from vpccni.events.effect import EffectIntended
+from vpccni.events.envelope import Stored
+from vpccni.events.node import InvariantBroken
+from vpccni.events.sandbox import AddressAssigned, LeaseEnded
+from vpccni.lab.ec2 import Region
+from vpccni.lab.ec2.entities import Eni
+from vpccni.lab.sim.node import SimNode
+from vpccni.lab.sim.sandbox import Sandbox
+from vpccni.loops.write import fold_start
+from vpccni.model import Address, EniId, LeaseId, SandboxKey
+from vpccni.ports import LogStart
+from vpccni.projections.snapshot import picture, restore, snapshot_of
+from vpccni.projections.state import State
+
+COOLDOWN_SLACK_S: Final = 1.0
+"""Between the stamp of a record and the instant at which it reached the disk: a slow sync."""
+
+
+P = ParamSpec("P")
+
+
+class BrokenPromiseError(Exception):
+    """A promise does not hold."""
+
+
+def _reporting(check: Callable[Concatenate[Checker, P], None]) -> Callable[Concatenate[Checker, P], None]:
+    """A check that is called from within somebody else's step: it reports and does not raise."""
+
+    @functools.wraps(check)
+    def reporting(checker: Checker, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            check(checker, *args, **kwargs)
+        except BrokenPromiseError as error:
+            checker.report(str(error))
+
+    return reporting
+
+
+class _OpenLease(msgspec.Struct):
+    address: Address
+    key: SandboxKey
+    lease: LeaseId
+    wired: bool = False
+
+
+class _NodeBook(msgspec.Struct):
+    """What is known of one node from outside."""
+
+    node: SimNode
+    leases: dict[LeaseId, _OpenLease] = {}
+    by_address: dict[Address, LeaseId] = {}
+    acked: dict[SandboxKey, Sandbox] = {}
+    audit: State = msgspec.field(default_factory=State)
+    audited: int = 0
+    boots: int = 1
+
+
+class Checker:
+    """Follows everything that happens. ``cooldown_s`` is every node's; ``report`` gets each broken promise."""
+
+    def __init__(self, region: Region, cooldown_s: float, report: Callable[[str], None]) -> None:
+        self.report = report
+        self._region = region
+        self._cooldown_s = cooldown_s
+        self._books: dict[str, _NodeBook] = {}
+        self._ended: dict[Address, tuple[float, str, int]] = {}
+        self._acked_at: dict[Address, Sandbox] = {}
+        self.checks = 0
+
+    def follow(self, node: SimNode) -> None:
+        """Begin with a node."""
+        self._books[node.name] = _NodeBook(node=node)
+
+    # -- the runtime's side -----------------------------------------------------------------------
+
+    @_reporting
+    def on_acked(self, node: SimNode, sandbox: Sandbox) -> None:
+        """An ADD was answered with success; ``sandbox.address`` is what it was given."""
+        self.checks += 1
+        address = sandbox.address
+        book = self._books[node.name]
+        before = self._acked_at.get(address)
+        if before is not None and before is not sandbox:
+            raise BrokenPromiseError(
+                f"{address} has two holders: {before.told} and, acknowledged now, {sandbox.told}"
+            )
+        owner = self._owner(address)
+        if owner is None:
+            raise BrokenPromiseError(f"{sandbox.told} was given {address}, which no ENI has in EC2")
+        attachment = owner.attachment
+        if attachment is None or attachment.instance.id != node.instance.id:
+            raise BrokenPromiseError(f"{sandbox.told} was given {address}, which EC2 routes elsewhere")
+        if attachment.status == "detaching":
+            raise BrokenPromiseError(f"{sandbox.told} was given {address} on an ENI that is being detached")
+        self._acked_at[address] = sandbox
+        book.acked[sandbox.key] = sandbox
+
+    @_reporting
+    def on_repeated(self, node: SimNode, sandbox: Sandbox, address: Address) -> None:
+        """A repeated ADD of an acknowledged sandbox was answered with success."""
+        self.checks += 1
+        if address != sandbox.address:
+            raise BrokenPromiseError(
+                f"{sandbox.told} had {sandbox.address}; the same ADD again gave {address}"
+            )
+
+    @_reporting
+    def on_refused(self, sandbox: Sandbox, verb: str, answer: Mapping[str, Any]) -> None:
+        """A request was answered with an error."""
+        self.checks += 1
+        if answer.get("reason") in ("internal", "invariant_broken", "bad_request"):
+            raise BrokenPromiseError(f"{verb} of {sandbox.told} was refused with {answer}")
+
+    def on_released(self, node: SimNode, sandbox: Sandbox) -> None:
+        """The runtime gives the sandbox up: a DEL is sent, or never will be."""
+        if self._acked_at.get(sandbox.address) is sandbox:
+            del self._acked_at[sandbox.address]
+        book = self._books[node.name]
+        if book.acked.get(sandbox.key) is sandbox:
+            del book.acked[sandbox.key]
+
+    def on_boot(self, node: SimNode) -> None:
+        """The machine was rebooted: nothing of before lives."""
+        book = self._books[node.name]
+        book.boots = node.clock.boots
+        for sandbox in list(book.acked.values()):
+            self.on_released(node, sandbox)
+
+    # -- the disk's side --------------------------------------------------------------------------
+
+    @_reporting
+    def on_commit(self, node: SimNode, batch: Sequence[Stored]) -> None:
+        """A batch reached the disk."""
+        book = self._books[node.name]
+        for stored in batch:
+            self.checks += 1
+            if stored.kind not in _WATCHED:
+                continue
+            record = opened(stored)
+            match record.event:
+                case AddressAssigned():
+                    self._on_assigned(book, LeaseId(record.seq), record.event)
+                case LeaseEnded():
+                    self._on_ended(book, record.event)
+                case EffectIntended():
+                    self._on_intended(book, record.event)
+                case InvariantBroken():
+                    raise BrokenPromiseError(f"{node.name} reports {record.event}")
+                case _:
+                    pass
+
+    def _on_assigned(self, book: _NodeBook, lease: LeaseId, event: AddressAssigned) -> None:
+        now = book.node.loop.time()
+        for binding in event.bindings:
+            address = binding.address
+            for other in self._books.values():
+                if address in other.by_address:
+                    held = other.leases[other.by_address[address]]
+                    raise BrokenPromiseError(
+                        f"{book.node.name} assigned {address} to {event.key} while {other.node.name} "
+                        f"has lease {held.lease} on it for {held.key}"
+                    )
+            ended = self._ended.get(address)
+            if ended is not None:
+                at, name, boots = ended
+                rested = now - at
+                is_excused = name == book.node.name and book.node.clock.was_set_forward_over(boots)
+                if rested < self._cooldown_s - COOLDOWN_SLACK_S and not is_excused:
+                    raise BrokenPromiseError(
+                        f"{address} was assigned to {event.key} {rested:.2f} s after its last lease ended"
+                    )
+            book.leases[lease] = _OpenLease(address, event.key, lease)
+            book.by_address[address] = lease
+
+    def _on_ended(self, book: _NodeBook, event: LeaseEnded) -> None:
+        held = book.leases.pop(event.lease, None)
+        if held is None:
+            raise BrokenPromiseError(f"{book.node.name} ended lease {event.lease}, which was not open")
+        book.by_address.pop(held.address, None)
+        if "never_wired" not in event.witnesses:
+            self._ended[held.address] = (book.node.loop.time(), book.node.name, book.node.clock.boots)
+        sandbox = book.acked.get(held.key)
+        if sandbox is not None:
+            raise BrokenPromiseError(
+                f"{book.node.name} ended lease {event.lease} of {sandbox.told} ({sandbox.address}), which is "
+                f"acknowledged and alive: cause {event.cause}, witnesses {list(event.witnesses)}"
+            )
+
+    def _on_intended(self, book: _NodeBook, event: EffectIntended) -> None:
+        covered: list[Address] = []
+        if event.kind == "unassign":
+            inside = {cidr.removesuffix("/32") for cidr in event.cidrs}
+            covered = [address for address in book.by_address if address in inside]
+        elif event.kind in ("detach", "delete"):
+            owner = self._region.world.enis.get(event.eni)
+            inside = set(owner.addresses) if owner is not None else set()
+            covered = [address for address in book.by_address if address in inside]
+        if covered:
+            raise BrokenPromiseError(f"{book.node.name} intends {event.kind} of {event.eni} over {covered}")
+
+    # -- EC2's side -------------------------------------------------------------------------------
+
+    def before_call(self, sender: str, action: str, params: Mapping[str, Any]) -> object:
+        """See :class:`vpccni.lab.sim.cloud.Watcher`."""
+        eni = self._concerned(action, params)
+        return (eni, frozenset(eni.addresses) if eni.attachment is not None else frozenset()) if eni else None
+
+    @_reporting
+    def after_call(self, sender: str, action: str, outcome: str, before: object) -> None:
+        """See :class:`vpccni.lab.sim.cloud.Watcher`."""
+        self.checks += 1
+        if not isinstance(before, tuple):
+            return
+        eni, had = before
+        has: frozenset[str] = frozenset()
+        if eni.attachment is not None and eni.attachment.status != "detaching":
+            has = frozenset(eni.addresses)
+        for address in sorted(had - has):
+            sandbox = self._acked_at.get(address)
+            if sandbox is not None:
+                raise BrokenPromiseError(f"{action} by {sender} took {address} from {sandbox.told}")
+            for book in self._books.values():
+                lease = book.by_address.get(address)
+                if lease is not None:
+                    raise BrokenPromiseError(
+                        f"{action} by {sender} took {address}, on which {book.node.name} has lease {lease}"
+                    )
+
+    def _concerned(self, action: str, params: Mapping[str, Any]) -> Eni | None:
+        if action == "DetachNetworkInterface":
+            return self._region.world.eni_of_attachment.get(params.get("AttachmentId", ""))
+        if action in ("UnassignPrivateIpAddresses", "DeleteNetworkInterface"):
+            return self._region.world.enis.get(params.get("NetworkInterfaceId", ""))
+        return None
+
+    def _owner(self, address: str) -> Eni | None:
+        for subnet in self._region.world.subnets.values():
+            holder = subnet.addresses.holder_of(address)
+            if holder is not None and holder.startswith("eni-"):
+                return self._region.world.enis.get(holder)
+        return None
+
+    # -- now and then -----------------------------------------------------------------------------
+
+    @_reporting
+    def audit(self, node: SimNode) -> None:
+        """Live state, fold from zero and fold from snapshots agree; what is acknowledged is in the books."""
+        self.checks += 1
+        book = self._books[node.name]
+        events = node.store.events
+        while book.audited < len(events):
+            book.audit.evolve(opened(events[book.audited]))
+            book.audited += 1
+        folded = picture(book.audit)
+        short = restore(snapshot_of(book.audit))
+        short.head = book.audit.head
+        _compare(node, "fold of a snapshot taken now", picture(short), folded)
+        for snapshot in node.store.snapshots:
+            tail = tuple(opened(one) for one in events[snapshot.seq :])
+            records = unpacked(node, snapshot)
+            state = fold_start(LogStart(snapshot=records, tail=tail, head=book.audit.head))
+            _compare(node, f"fold from the snapshot of event {snapshot.seq}", picture(state), folded)
+        agent = node.agent
+        if agent is None:
+            return
+        live = agent.writer.state
+        if live.head == book.audit.head:
+            _compare(node, "live state", picture(live), folded)
+        told = {address for pod in pods_view(live, node.clock.now()) for address in pod["addresses"]}
+        for sandbox in book.acked.values():
+            if sandbox.address not in told:
+                raise BrokenPromiseError(f"/v1/pods has forgotten {sandbox.told} with {sandbox.address}")
+
+    # -- at the end -------------------------------------------------------------------------------
+
+    @_reporting
+    def finish(self) -> None:
+        """Nothing is left over after a long rest: no orphan, no open intent, no leaked lease, a pool in order."""
+        world = self._region.world
+        for eni in world.enis.values():
+            if eni.attachment is None:
+                raise BrokenPromiseError(f"{eni.id} is an orphan: available, {eni.tags}")
+        for book in self._books.values():
+            self.audit(book.node)
+            self._finish_node(book)
+
+    def _finish_node(self, book: _NodeBook) -> None:
+        node = book.node
+        if node.agent is None:
+            raise BrokenPromiseError(f"{node.name} has no agent")
+        refused = node.agent.readiness.refusal()
+        if refused is not None:
+            raise BrokenPromiseError(f"{node.name} is not ready: {refused}")
+        state = node.agent.writer.state
+        if state.intents:
+            left = [intent.intended for intent in state.intents.values()]
+            raise BrokenPromiseError(f"{node.name} has open intents: {left}")
+        if node.agent.writer.waiting:
+            raise BrokenPromiseError(f"{node.name}: {node.agent.writer.waiting} ADDs wait")
+        leased = {held.address for held in book.leases.values()}
+        held = {sandbox.address for sandbox in book.acked.values()}
+        if leased != held:
+            leaked = [book.leases[book.by_address[each]] for each in sorted(leased - held)]
+            raise BrokenPromiseError(f"{node.name} leaked {leaked}, lost {sorted(held - leased)}")
+        owned = {EniId(eni.id): set(eni.secondaries) for eni in node.instance.enis.values()}
+        books = {
+            each.facts.id: {cidr.removesuffix("/32") for cidr in each.cidrs} for each in state.enis.values()
+        }
+        if owned != books:
+            raise BrokenPromiseError(f"{node.name}: EC2 has {_sizes(owned)}, the books {_sizes(books)}")
+        self._finish_pool(node, sum(map(len, owned.values())), len(leased))
+
+    def _finish_pool(self, node: SimNode, owned: int, used: int) -> None:
+        """The pool's targets, by arithmetic of our own."""
+        policy = node.agent.policy() if node.agent is not None else None
+        if policy is None:
+            raise BrokenPromiseError(f"{node.name} has no policy")
+        per_eni = policy.slots_per_eni
+        most = min(policy.enis_max * per_eni, max(policy.max_pods, 0) + per_eni - 1)
+        free = owned - used
+        is_subnet_full = node.instance.subnet.addresses.free_count < per_eni + 1
+        if policy.has_ip_targets:
+            wanted = max(used + (policy.warm_ip_target or 0), policy.minimum_ip_target or 0)
+            low, high = min(wanted, most), wanted
+        else:
+            low = min(used + (policy.warm_eni_target or 0) * per_eni, most - per_eni + 1)
+            high = used + ((policy.warm_eni_target or 0) + 1) * per_eni
+            used_enis = sum(
+                any(address in self._acked_at for address in eni.addresses)
+                for eni in node.instance.enis.values()
+            )
+            high = max(high, (used_enis + (policy.warm_eni_target or 0) + 1) * per_eni)
+        if (owned < low and not is_subnet_full) or owned > high:
+            raise BrokenPromiseError(
+                f"{node.name}: the pool owns {owned} ({used} used, {free} free); it should own {low} to {high}"
+            )
+
+
+_WATCHED: Final = frozenset({"address_assigned", "lease_ended", "effect_intended", "invariant_broken"})
+
+
+def unpacked(node: SimNode, snapshot: Any) -> Any:
+    """The records of a stored snapshot."""
+    return unpack_snapshot(snapshot, node.store.events[snapshot.seq - 1].hash)
+
+
+def _compare(node: SimNode, what: str, found: Any, wanted: Any, path: str = "") -> None:
+    if found == wanted:
+        return
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in [*wanted, *found]:
+            _compare(node, what, found.get(key), wanted.get(key), f"{path}/{key}")
+    raise BrokenPromiseError(f"{node.name}: {what} differs at {path}: {found!r} is not {wanted!r}")
+
+
+def _sizes(owned: Mapping[EniId, set[str]]) -> dict[str, int]:
+    return {eni: len(addresses) for eni, addresses in sorted(owned.items())}

@@ -1,0 +1,292 @@
+"""What a kubelet and its container runtime ask of a node, and how badly they sometimes do it.
+
+Creates, deletes, retries with new container ids, repeated and concurrent requests, a DEL that overtakes its ADD,
+DELs that never come or come late, callers that go away, an executable that is killed, a DEL that is spooled while
+the agent is away, a key that is used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from vpccni.errors import VpccniError
+from vpccni.lab.sim.invariants import Checker
+from vpccni.lab.sim.node import AwayError, SimNode
+from vpccni.lab.sim.sandbox import NETWORK, Sandbox
+
+CONNECT_S: Final = 30.0
+DEL_CONNECT_S: Final = 2.0
+ADD_ANSWER_S: Final = 85.0
+DEL_ANSWER_S: Final = 20.0
+SANDBOX_TRIES: Final = 4
+DEL_TRIES: Final = 5
+
+ENDINGS: Final = (
+    (40, "plain"),
+    (20, "netns first"),
+    (6, "dropped"),
+    (8, "twice"),
+    (6, "both at once"),
+    (6, "killed"),
+    (5, "late"),
+    (9, "key again"),
+)
+
+
+class Kubelet:
+    """The pods of one node. ``count`` is called for each ADD or DEL that is sent."""
+
+    def __init__(
+        self, node: SimNode, checker: Checker, rng: random.Random, count: Callable[[], None]
+    ) -> None:
+        self._node = node
+        self._checker = checker
+        self._rng = rng
+        self._count = count
+        self._pods = 0
+        self._sandboxes = 0
+        self._is_closing = asyncio.Event()
+        self._alive: dict[Sandbox, None] = {}
+        self._tasks: dict[asyncio.Task[None], None] = {}
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def run(self, pods_max: int) -> None:
+        """Create pods, now fast, now slowly, until ``close``."""
+        rng = self._rng
+        pace_s, pace_left = 8.0, 0
+        while not self._is_closing.is_set():
+            if pace_left <= 0:
+                pace_s, pace_left = rng.choice((1.0, 4.0, 8.0, 15.0, 40.0)), rng.randint(3, 25)
+            burst = rng.choice((1, 1, 1, 1, 2, 3, 8))
+            for _ in range(min(burst, pods_max - len(self._alive))):
+                self._begin(self._pod(rng.choice((3.0, 30.0, 200.0, 900.0))))
+            if rng.random() < 0.01:
+                self._begin(self._gc())
+            pace_left -= burst
+            await self._pause(rng.expovariate(1.0 / (pace_s * burst)))
+
+    async def close(self) -> None:
+        """No new pods; about half of those that run are deleted; what is under way comes to its end."""
+        self._is_closing.set()
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+    def reboot(self) -> None:
+        """The runtime and all sandboxes are gone with the machine."""
+        for task in list(self._tasks):
+            task.cancel()
+        self._alive.clear()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name="pod")
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, less long when everything is to end."""
+        if self._is_closing.is_set():
+            await asyncio.sleep(min(seconds, 1.0))
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._is_closing.wait()
+        except TimeoutError:
+            return
+
+    # -- one pod ----------------------------------------------------------------------------------
+
+    async def _pod(self, lives_s: float) -> None:
+        rng, self._pods = self._rng, self._pods + 1
+        pod = f"{self._node.name}-pod-{self._pods}"
+        self._node.kube.uids.add(f"uid-{pod}")
+        sandbox = None
+        for _ in range(SANDBOX_TRIES):
+            sandbox = self._new_sandbox(pod)
+            if await self._create(sandbox):
+                break
+            await self._delete(sandbox, rng.choice(("plain", "plain", "netns first", "dropped", "killed")))
+            sandbox = None
+            await self._pause(rng.uniform(10.0, 16.0))
+            if self._is_closing.is_set():
+                break
+        while sandbox is not None:
+            await self._pause(rng.expovariate(1.0 / lives_s))
+            if rng.random() < 0.1 and not sandbox.is_given_up:
+                await self._repeat(sandbox)
+            if self._is_closing.is_set() and rng.random() < 0.5:
+                return
+            ending = rng.choices([name for _, name in ENDINGS], [weight for weight, _ in ENDINGS])[0]
+            if rng.random() < 0.5:
+                self._node.kube.uids.discard(sandbox.uid)
+            is_over = await self._delete(sandbox, ending)
+            sandbox = await self._again(sandbox) if ending == "key again" and is_over else None
+        self._node.kube.uids.discard(f"uid-{pod}")
+
+    def _new_sandbox(self, pod: str, container_id: str = "") -> Sandbox:
+        self._sandboxes += 1
+        number = f"{self._node.name}-{self._sandboxes}"
+        sandbox = Sandbox(
+            node=self._node.name,
+            container_id=container_id or f"c{number}",
+            pod=pod,
+            uid=f"uid-{pod}",
+            netns=f"/run/netns/{number}",
+        )
+        self._node.kernel.add_netns(sandbox.netns)
+        self._alive[sandbox] = None
+        return sandbox
+
+    async def _again(self, before: Sandbox) -> Sandbox | None:
+        """The runtime uses the key of a deleted sandbox once more."""
+        sandbox = self._new_sandbox(before.pod, before.container_id)
+        self._node.kube.uids.add(sandbox.uid)
+        if await self._create(sandbox):
+            return sandbox
+        await self._delete(sandbox, "plain")
+        return None
+
+    async def _create(self, sandbox: Sandbox) -> bool:
+        """ADD, in one of its ways. Whether it was acknowledged and the sandbox lives."""
+        rng = self._rng
+        roll = rng.random()
+        if roll < 0.04:
+            await self._add_and_go_away(sandbox, rng.choice((0.001, 0.004, 0.05, 1.0, 10.0)) * rng.random())
+            return False
+        if roll < 0.07:
+            await self._add_and_delete(sandbox, rng.choice((0.0, 0.002, 0.01, 0.5)) * rng.random())
+            return False
+        return await self._add(sandbox)
+
+    async def _add_and_go_away(self, sandbox: Sandbox, after_s: float) -> None:
+        try:
+            async with asyncio.timeout(after_s):
+                await self._add(sandbox)
+        except TimeoutError:
+            self._node.trace(f"{sandbox.told} caller went away")
+        self._give_up(sandbox)
+
+    async def _add_and_delete(self, sandbox: Sandbox, after_s: float) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._add(sandbox), name="add")
+            await asyncio.sleep(after_s)
+            self._give_up(sandbox)
+            await self._del(sandbox)
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    async def _ask(self, sandbox: Sandbox, verb: str, body: bytes) -> tuple[int, dict[str, Any]]:
+        is_del = verb == "DEL"
+        if verb in ("ADD", "DEL"):
+            self._count()
+        self._node.trace(f"{sandbox.told} {verb}")
+        status, answer = await self._node.exchange(
+            body, DEL_CONNECT_S if is_del else CONNECT_S, DEL_ANSWER_S if is_del else ADD_ANSWER_S
+        )
+        told = answer.get("reason") or ",".join(ip["address"] for ip in answer.get("ips", ()))
+        self._node.trace(f"{sandbox.told} {verb} {status} {told}")
+        if status != 200:
+            self._checker.on_refused(sandbox, verb, answer)
+        return status, answer
+
+    async def _add(self, sandbox: Sandbox) -> bool:
+        try:
+            status, answer = await self._ask(sandbox, "ADD", sandbox.request("ADD"))
+        except AwayError:
+            return False
+        if status != 200 or sandbox.is_given_up:
+            return False
+        sandbox.address = answer["ips"][0]["address"].removesuffix("/32")
+        self._node.cache.known.add((NETWORK, sandbox.container_id, "eth0"))
+        self._checker.on_acked(self._node, sandbox)
+        return True
+
+    async def _repeat(self, sandbox: Sandbox) -> None:
+        """The same ADD once more, or a CHECK."""
+        verb = self._rng.choice(("ADD", "ADD", "CHECK"))
+        try:
+            status, answer = await self._ask(sandbox, verb, sandbox.request(verb))
+        except AwayError:
+            return
+        if status == 200 and verb == "ADD" and not sandbox.is_given_up:
+            self._checker.on_repeated(self._node, sandbox, answer["ips"][0]["address"].removesuffix("/32"))
+
+    async def _del(self, sandbox: Sandbox) -> bool:
+        """One DEL as the executable makes it: spooled when no agent answers."""
+        body = sandbox.request("DEL")
+        try:
+            status, _ = await self._ask(sandbox, "DEL", body)
+        except AwayError:
+            try:
+                await self._node.spool.write(body, self._node.clock.now())
+            except VpccniError:
+                return False
+            self._node.trace(f"{sandbox.told} DEL spooled")
+            status = 200
+        if status == 200:
+            self._node.cache.known.discard((NETWORK, sandbox.container_id, "eth0"))
+        return status == 200
+
+    async def _gc(self) -> None:
+        """The runtime's GC: it lists what it has."""
+        valid = [{"containerID": each.container_id, "ifname": "eth0"} for each in self._alive]
+        anybody = Sandbox(self._node.name, "gc", "", "", "")
+        try:
+            await self._ask(anybody, "GC", anybody.request("GC", **{"cni.dev/valid-attachments": valid}))
+        except AwayError:
+            return
+
+    # -- the end of a sandbox ---------------------------------------------------------------------
+
+    def _give_up(self, sandbox: Sandbox) -> None:
+        if not sandbox.is_given_up:
+            sandbox.is_given_up = True
+            self._checker.on_released(self._node, sandbox)
+
+    def _end_netns(self, sandbox: Sandbox) -> None:
+        self._node.kernel.remove_netns(sandbox.netns)
+        self._alive.pop(sandbox, None)
+
+    async def _delete(self, sandbox: Sandbox, ending: str) -> bool:
+        """Take a sandbox down in one of many ways. Whether a DEL was answered with success."""
+        rng = self._rng
+        self._give_up(sandbox)
+        is_over = False
+        if ending in ("netns first", "dropped", "late"):
+            self._end_netns(sandbox)
+        match ending:
+            case "dropped":
+                self._node.cache.known.discard((NETWORK, sandbox.container_id, "eth0"))
+            case "late":
+                await self._pause(rng.uniform(5.0, 400.0))
+                is_over = await self._del_patiently(sandbox)
+            case "twice":
+                await self._del_patiently(sandbox)
+                is_over = await self._del_patiently(sandbox)
+            case "both at once":
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._del_patiently(sandbox), name="del")
+                    is_over = await self._del_patiently(sandbox)
+            case "killed":
+                try:
+                    async with asyncio.timeout(rng.choice((0.001, 0.005, 0.5)) * rng.random()):
+                        await self._del(sandbox)
+                except TimeoutError:
+                    self._node.trace(f"{sandbox.told} DEL killed")
+                is_over = await self._del_patiently(sandbox)
+            case _:
+                is_over = await self._del_patiently(sandbox)
+        if sandbox in self._alive:
+            await asyncio.sleep(rng.choice((0.0, 0.01, 1.0, 5.0)))
+            self._end_netns(sandbox)
+        return is_over
+
+    async def _del_patiently(self, sandbox: Sandbox) -> bool:
+        for _ in range(DEL_TRIES):
+            if await self._del(sandbox):
+                return True
+            await asyncio.sleep(2.0)
+        return False
