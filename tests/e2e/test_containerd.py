@@ -1,0 +1,182 @@
+"""Real containers: containerd and runc on two nodes call our executable as our conflist says.
+
+The calls are those of kubelet (CRI), so sandboxes, loopback, portmap, the cached results and the order of a
+pod's end are the real ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.containerd import (
+    DEBIAN_PLUGINS,
+    PORT,
+    Containerd,
+    cgroup_directories,
+    container_processes,
+    make_image,
+    remove_leftovers,
+    share_netns_directory,
+)
+from vpccni.events.sandbox import LeaseEnded
+from vpccni.lab.ec2 import Timing, small_region
+from vpccni.lab.fabric.enter import find_program
+from vpccni.lab.fabric.fabric import INTERNET_ADDRESS
+from vpccni.lab.fabric.namespaces import NETNS_DIRECTORY
+from vpccni.lab.lab import Lab
+from vpccni.replay.reader import open_log
+
+pytestmark = [pytest.mark.netns, pytest.mark.root, pytest.mark.slow]
+
+DIRECTORY = Path(__file__).parents[2] / "build" / "e2e"
+SETTINGS = {"WARM_IP_TARGET": "4"}
+LATENCY_S = {"*": 0.05}
+TIMING = Timing(attach_settle_s=0.1, detach_settle_s=0.2, link_delay_s=0.05)
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+"""The executables run without the lab's own setting here, so they name the machine's boot."""
+
+
+class Cluster:
+    """Two nodes, each with an agent and a containerd."""
+
+    def __init__(self, lab):
+        self.lab = lab
+        self.nodes = []
+        self.runtimes = {}
+
+    async def add_node(self, name, image, stack):
+        node = await self.lab.add_node(name, "m5.large", subnet=len(self.nodes))
+        runtime = Containerd(self.lab, node)
+        flags = ("--cni-results-dir", str(runtime.results), "--boot-id-path", BOOT_ID)
+        self.nodes.append(node)
+        self.runtimes[name] = runtime
+        runtime.install_plugins()
+        await self.start_agent(node, flags)
+        stack.push_async_callback(runtime.stop)
+        await runtime.start(image)
+
+    async def start_agent(self, node, flags=None):
+        flags = flags or node.agent.argv[node.agent.argv.index("--cni-results-dir") :]
+        await self.lab.start_agent(node, SETTINGS, arguments=tuple(flags))
+        await self.lab.wait_ready(node)
+
+    async def run(self, where, command, *words):
+        """Run a command in a pod; it must succeed. Return what it prints."""
+        node, pod = where
+        status, said = await self.runtimes[node.name].cri.exec(pod.container, command, *words)
+        assert status == 0, f"{node.name}/{pod.name}: {command} {' '.join(words)}: {said}"
+        return said
+
+    async def leases(self, node):
+        return {pod["name"]: pod for pod in await node.client.get("/v1/pods")}
+
+
+@pytest.fixture
+async def cluster():
+    for program in ("containerd", "ctr", "runc", "busybox"):
+        if find_program(program) is None:
+            pytest.skip(f"{program} is not installed (see scripts/setup.sh test)")
+    if not (DEBIAN_PLUGINS / "loopback").exists():
+        pytest.skip(f"no loopback plugin in {DEBIAN_PLUGINS}: install containernetworking-plugins")
+    share_netns_directory(shared=True)
+    try:
+        async with AsyncExitStack() as stack:
+            region = small_region(latency_s=LATENCY_S, timing=TIMING)
+            lab = await stack.enter_async_context(Lab("cri", directory=DIRECTORY, region=region))
+            image = DIRECTORY / "image.tar"
+            make_image(image)
+            made = Cluster(lab)
+            for name in ("a", "b"):
+                await made.add_node(name, image, stack)
+            yield made
+    finally:
+        remove_leftovers()
+        share_netns_directory(shared=False)
+    assert container_processes() == {}
+    assert cgroup_directories() == []
+    assert list(NETNS_DIRECTORY.glob("cni-*")) == []
+    mounts = Path("/proc/self/mountinfo").read_text()
+    assert str(DIRECTORY) not in mounts
+    assert "/run/containerd" not in mounts
+
+
+async def test_containers_have_their_leases_addresses_and_reach_each_other_and_the_internet(cluster):
+    lab, (a, b) = cluster.lab, cluster.nodes
+    pods = []
+    for node, name in ((a, "a-1"), (a, "a-2"), (b, "b-1")):
+        pods.append((node, await cluster.runtimes[node.name].run_pod(name)))
+    chain = json.loads((a.places.conf / "10-aws.conflist").read_text())["plugins"]
+    assert [plugin["type"] for plugin in chain] == ["aws-cni", "portmap"]
+
+    for node, pod in pods:
+        lease = (await cluster.leases(node))[pod.name]
+        assert (lease["namespace"], lease["uid"], lease["addresses"]) == ("default", pod.uid, [pod.address])
+        inside = await cluster.run((node, pod), "ip", "-4", "-o", "addr", "show", "dev", "eth0")
+        assert f" {pod.address}/32 " in inside
+
+    for source, (_, target) in itertools.permutations(pods, 2):
+        said = await cluster.run(source, "wget", "-q", "-O", "-", f"http://{target.address}:{PORT}/")
+        assert said == f"{target.name}\n"
+    async with lab.fabric.echo_server() as echo:
+        for where in pods:
+            await cluster.run(where, "ping", "-c", "1", "-W", "2", INTERNET_ADDRESS)
+            said = await cluster.run(
+                where, "sh", "-c", f"echo hello | nc -w 2 {INTERNET_ADDRESS} {echo.port}"
+            )
+            assert said == "hello\n"
+        assert len(echo.sources) == len(pods)
+        assert not set(echo.sources) & {pod.address for _, pod in pods}
+
+    for node, pod in pods:
+        await cluster.runtimes[node.name].remove_pod(pod)
+    for node in (a, b):
+        assert await cluster.leases(node) == {}
+        gone = sum(pod_node is node for pod_node, _ in pods)
+        assert sum(row["resting"] for row in await node.client.get("/v1/enis")) == gone
+        assert causes_of_ends(node.places.events) == ["del"] * gone
+        links = json.loads((await lab.fabric.exec_in(node.namespace, ["ip", "-j", "link"])).stdout)
+        assert [link["ifname"] for link in links if link["ifname"].startswith("eni")] == []
+        assert list(cluster.runtimes[node.name].results.glob("aws-cni-*")) == []
+
+
+def causes_of_ends(path):
+    with open_log(path) as log:
+        events = [log.decoded(stored).event for stored in log.records()]
+    return [event.cause for event in events if isinstance(event, LeaseEnded)]
+
+
+@pytest.mark.parametrize("farewell", [signal.SIGTERM, signal.SIGKILL])
+async def test_running_containers_do_not_notice_that_the_agent_is_away_and_comes_back(cluster, farewell):
+    a, b = cluster.nodes
+    here = (a, await cluster.runtimes["a"].run_pod("here"))
+    leaves = (a, await cluster.runtimes["a"].run_pod("leaves"))
+    there = (b, await cluster.runtimes["b"].run_pod("there"))
+    pings = ("ping", "-q", "-i", "0.1", "-c", "50", "-W", "1")
+
+    async with asyncio.TaskGroup() as group:
+        inwards = group.create_task(cluster.run(there, *pings, here[1].address), name="inwards")
+        outwards = group.create_task(cluster.run(here, *pings, INTERNET_ADDRESS), name="outwards")
+        await asyncio.sleep(0.5)
+        await cluster.lab.kill_agent(a, farewell)
+        await cluster.runtimes["a"].remove_pod(
+            leaves[1]
+        )  # nobody listens: a DEL gives up after two seconds, and is kept
+        entries = [json.loads(path.read_bytes())["request"] for path in a.places.spool.glob("*.json")]
+        assert {entry["containerId"] for entry in entries} == {leaves[1].sandbox}
+        await cluster.start_agent(a)
+        late = (a, await cluster.runtimes["a"].run_pod("late"))
+
+    for said in (inwards.result(), outwards.result()):
+        assert "50 packets transmitted, 50 packets received" in said
+    assert set(await cluster.leases(a)) == {"here", "late"}
+    assert list(a.places.spool.glob("*.json")) == []
+    assert (await cluster.leases(a))["here"]["addresses"] == [here[1].address]
+    assert late[1].address not in {here[1].address, leaves[1].address}
+    await cluster.run(late, "wget", "-q", "-O", "-", f"http://{there[1].address}:{PORT}/")
