@@ -133,7 +133,8 @@ def closing_table(report: DemoReport) -> Table:
     table.add_column(justify="left", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
-    for label, value, ok in _figures(report):
+    for label, value, held in _figures(report):
+        ok = None if held and not report.is_complete else held  # what was not looked at has not held
         mark = Text("" if ok is None else "✓" if ok else "✗", style="green" if ok else "bold red")
         table.add_row(label, value, mark)
     return table

@@ -253,7 +253,7 @@ def execute(
 
     [bold]Examples[/bold]
       vpccni lab exec a -- ip rule
-      vpccni lab exec a/web-1 -- ping -c1 198.51.100.10
+      vpccni lab exec a/web-1 -- ip route
     """
     _run_inside(standing_lab(directory), place, command)
 

@@ -18,7 +18,7 @@ from vpccni.cli.output import (
     print_json,
     print_json_line,
 )
-from vpccni.cli.problems import NOT_GOOD, USAGE, CommandError
+from vpccni.cli.problems import NO_ANSWER, NOT_GOOD, USAGE, CommandError
 from vpccni.cli.unix_http import UnixHttp
 from vpccni.cli.where import JsonOption, NodeOption, SocketOption, agent_at
 from vpccni.errors import EXPLANATIONS, PermanentError, Reason, sentence
@@ -225,7 +225,7 @@ def _checked_kinds(asked: list[str]) -> tuple[str, ...]:
 def _stream(agent: UnixHttp, after: int, follow: bool) -> Iterator[dict[str, Any]]:
     if follow:
         yield from agent.lines(f"/v1/events?after={after}&follow=1", follows=True)
-        return
+        raise CommandError("The agent ended the stream: it was stopped.", NO_ANSWER)
     while True:
         count = 0
         for view in agent.lines(f"/v1/events?after={after}&limit={_PAGE}"):

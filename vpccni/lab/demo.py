@@ -120,6 +120,7 @@ class Demo:
             watching = group.create_task(self._progress.watch(self.lab), name="watch the demo")
             try:
                 await self._steps()
+                self.report.is_complete = True
             except _StepFailedError:
                 pass  # it is in the report
             finally:

@@ -42,7 +42,8 @@ def scaled_timing(speed: float) -> Timing:
 READY_TIMEOUT_S: Final = 30.0
 """A new agent is ready after some two seconds of EC2 calls; this is for a loaded machine."""
 
-_RUN_PREFIX: Final = "vpccni-"
+_RUN_PREFIX: Final = "/tmp/vpccni-"  # noqa: S108 - mkdtemp makes the rest of the name, and the mode
+"""A short path, for sockets; the directory itself is closed to others."""
 
 
 class LabError(Exception):
@@ -135,8 +136,6 @@ class Lab:
         require_inside()
         async with AsyncExitStack() as stack:
             self._lock(stack)
-            self.run_directory = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX, dir="/tmp"))  # a short path
-            stack.callback(shutil.rmtree, self.run_directory, ignore_errors=True)
             await stack.enter_async_context(self.fabric)
             self._cabling = Cabling(self.region, self.fabric, self._namespaces.get)
             stack.callback(self._cabling.stop)
@@ -234,7 +233,9 @@ class Lab:
 
     def agent_environment(self, node: LabNode) -> dict[str, str]:
         """The whole environment of a node's agent. Credentials come from IMDS, by the SDK's chain."""
+        interpreter = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
         return {
+            **interpreter,  # how this program itself was found
             "PATH": os.environ.get("PATH", os.defpath),
             "MY_NODE_NAME": node.name,
             "CLUSTER_NAME": self.name,
@@ -265,7 +266,10 @@ class Lab:
         while True:
             if not node.is_running:
                 status = None if node.agent is None else node.agent.returncode
-                raise LabError(f"no agent runs on {node.name} (exit status {status}); see {node.places.log}")
+                raise LabError(
+                    f"no agent runs on {node.name} (exit status {status}): {_last_line(node.places.log)}; "
+                    f"see {node.places.log}"
+                )
             said = await node.client.readiness()
             if said is None and any(node.places.conf.glob("*.conflist")):
                 return
@@ -281,6 +285,7 @@ class Lab:
                 await node.agent.kill()
 
     def _lock(self, stack: AsyncExitStack) -> None:
+        """Take the name, and make the run directory; one that a killed lab of the name left is removed."""
         self.directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         stack.callback(os.close, handle)
@@ -288,8 +293,24 @@ class Lab:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LabError(f"another lab named {self.name} runs in {self.directory.parent}") from None
+        left = os.pread(handle, 4096, 0).decode()
+        if left.startswith(_RUN_PREFIX) and "/" not in left.removeprefix(_RUN_PREFIX):
+            shutil.rmtree(left, ignore_errors=True)
+        self.run_directory = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX))
+        stack.callback(shutil.rmtree, self.run_directory, ignore_errors=True)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(self.run_directory).encode(), 0)
 
     def _the_cabling(self) -> Cabling:
         if self._cabling is None:
             raise RuntimeError("the lab is not open: use it as an async context manager")
         return self._cabling
+
+
+def _last_line(path: Path) -> str:
+    """The last line that a program printed, shortened; it mostly says why it ended."""
+    try:
+        lines = path.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return "it printed nothing"
+    return lines[-1][:300] if lines else "it printed nothing"

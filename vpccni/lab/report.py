@@ -37,6 +37,7 @@ class DemoReport(msgspec.Struct, kw_only=True):
         chain_ok: Whether replay verifies every log.
         failed_adds: ADDs that were answered with an error.
         took_s: Seconds, set-up included.
+        is_complete: Whether every step was carried out, well or not.
         checks: What decided.
     """
 
@@ -58,6 +59,7 @@ class DemoReport(msgspec.Struct, kw_only=True):
     chain_ok: bool = False
     failed_adds: int = 0
     took_s: float = 0.0
+    is_complete: bool = False
     checks: list[Check] = []
 
     @property
