@@ -57,18 +57,21 @@ class Breaker(msgspec.Struct):
 
 
 class Breakers:
-    """One breaker for creating and attaching ENIs, one for assigning, one for all that shrinks."""
+    """One breaker for creating and attaching ENIs, one for assigning, one for all that shrinks, one for asking."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self.create = Breaker()
         self.assign = Breaker()
         self.shrink = Breaker()
+        self.ask = Breaker()
 
     def of(self, kind: str) -> Breaker:
-        """The breaker of an effect."""
+        """The breaker of an effect; ``ask``: of finding out what became of one."""
         if kind in ("create", "attach"):
             return self.create
+        if kind == "ask":
+            return self.ask
         return self.assign if kind == "assign" else self.shrink
 
     def fail(self, kind: str, error: VpccniError, now: float) -> None:

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import msgspec
 import structlog
 
 from vpccni.errors import OutcomeUnknownError, PermanentError, Reason, TransientError, VpccniError
@@ -92,11 +93,14 @@ class Effects:
         self.under_way.add(intent)
         try:
             loop = asyncio.get_running_loop()
-            await asyncio.sleep(max(0.0, self._breakers.of(wanted.kind).until - loop.time()))
+            until = max(self._breakers.of(wanted.kind).until, self._breakers.ask.until)
+            await asyncio.sleep(max(0.0, until - loop.time()))
             ec2 = await self._ec2()
             async with self._budget:
                 await self._settle(ec2, intent, wanted)
+            self._breakers.ask.succeed()
         except VpccniError as error:
+            self._breakers.fail("ask", error, asyncio.get_running_loop().time())
             _log.info(
                 "settle_later", kind=wanted.kind, intent=intent, reason=error.reason, detail=error.detail
             )
@@ -168,7 +172,11 @@ class Effects:
         """A detach is accepted at once and takes seconds; only then can the ENI be deleted."""
         for _ in range(DETACH_POLLS_MAX):
             await asyncio.sleep(DETACH_POLL_S)
-            facts = await ec2.describe_eni(wanted.eni)
+            try:
+                facts = await ec2.describe_eni(wanted.eni)
+            except (TransientError, PermanentError) as error:
+                # Not a failed detach: an ENI on its way out must not count as attached again.
+                raise OutcomeUnknownError(error.reason, f"detach accepted, then: {error.detail}") from error
             if facts is None or not facts.attachment:
                 return
         raise OutcomeUnknownError(Reason.EC2_REFUSED, "the ENI is still detaching")
@@ -201,19 +209,16 @@ class Effects:
                 facts = await ec2.describe_eni(wanted.eni)
                 if facts is None or not facts.attachment:
                     return c.Confirmed(how="observed")
+                if facts.attachment_status == "detaching":
+                    await self._wait_detached(ec2, wanted)
+                    return c.Confirmed(how="observed")
                 return await self._attempt(ec2, wanted)
             case "attach":
                 return await self._find_attached(ec2, wanted)
             case "assign":
                 return await self._find_assigned(ec2, wanted)
             case "unassign":
-                facts = await self._read_twice(ec2, wanted)
-                left = tuple(cidr for cidr in wanted.cidrs if facts is not None and cidr in facts.cidrs)
-                if not left:
-                    return c.Confirmed(how="observed")
-                # Still ours to give back: nothing was assigned out of them meanwhile.
-                await ec2.unassign_addresses(wanted.eni, left)
-                return c.Confirmed()
+                return await self._find_unassigned(ec2, wanted)
 
     async def _find_created(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
         """By our own creation tag first: then also an EC2 that ignores the token cannot give us two."""
@@ -243,6 +248,18 @@ class Effects:
         if not fresh:
             return c.Failed(reason=Reason.EC2_UNREACHABLE, detail="nothing was assigned", is_transient=True)
         return c.Confirmed(cidrs=fresh, how="observed")
+
+    async def _find_unassigned(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
+        facts = await self._read_twice(ec2, wanted)
+        left = tuple(cidr for cidr in wanted.cidrs if facts is not None and cidr in facts.cidrs)
+        if not left:
+            return c.Confirmed(how="observed")
+        # Still ours to give back: nothing was assigned out of them meanwhile.
+        outcome = await self._attempt(ec2, msgspec.structs.replace(wanted, cidrs=left))
+        if isinstance(outcome, c.Failed) and left != wanted.cidrs:
+            # A part is gone: a failure of the whole would put it back into the pool.
+            raise TransientError(outcome.reason, f"{len(left)} of {len(wanted.cidrs)} are left")
+        return outcome
 
     async def _read_twice(self, ec2: Ec2, wanted: EffectIntended) -> EniFacts | None:
         before = await ec2.describe_eni(wanted.eni)
