@@ -1,0 +1,370 @@
+"""What becomes of EC2 calls that fail, are refused, or whose reply is lost, on the whole agent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from tests.unit.loops.rig import Rig
+from vpccni.lab.ec2 import FOR_EVER, Fault
+from vpccni.lab.sim.loop import run_virtual
+
+CREATE = "CreateNetworkInterface"
+ATTACH = "AttachNetworkInterface"
+ASSIGN = "AssignPrivateIpAddresses"
+UNASSIGN = "UnassignPrivateIpAddresses"
+DETACH = "DetachNetworkInterface"
+DELETE = "DeleteNetworkInterface"
+MODIFY = "ModifyNetworkInterfaceAttribute"
+DESCRIBE = "DescribeNetworkInterfaces"
+
+IP_TARGETS = {"WARM_IP_TARGET": "2", "MINIMUM_IP_TARGET": "2", "WARM_ENI_TARGET": "0"}
+
+
+def assert_books_are_true(rig: Rig) -> None:
+    """The books hold exactly the ENIs and addresses that EC2 has for this instance, and no intent is open."""
+    assert not rig.state.intents
+    world = rig.region.world.enis
+    assert set(rig.state.enis) == set(world)
+    for eni_id, held in rig.state.enis.items():
+        secondary = set(world[eni_id].addresses[1:])
+        assert {cidr.removesuffix("/32") for cidr in held.cidrs} == secondary
+        assert (held.phase == "attached") == (world[eni_id].attachment is not None)
+
+
+def calls_since(rig: Rig, before: dict[str, int]) -> Counter[str]:
+    now = Counter(rig.calls())
+    now.subtract(before)
+    return +now
+
+
+async def make_room(rig: Rig, count: int) -> None:
+    """Start and delete pods, so that the pool grows and then shrinks."""
+    for number in range(count):
+        await rig.add(f"pod-{number}")
+    await asyncio.sleep(30)
+    for number in range(count):
+        await rig.cni("DEL", f"pod-{number}")
+        rig.kernel.remove_netns(f"/run/netns/pod-{number}")
+
+
+# -- lost replies -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["lost_reply", "dropped_request", "hang", "applied hang"])
+@pytest.mark.parametrize("action", [CREATE, ATTACH, ASSIGN, MODIFY])
+def test_growth_whose_reply_is_lost_settles_to_what_happened(action, kind):
+    async def scenario():
+        rig = Rig()
+        rig.region.faults.inject(
+            Fault(action=action, kind=kind.split()[-1], applied=kind.startswith("applied"))  # type: ignore[arg-type]
+        )
+        await rig.up(settle_s=0)
+        for number in range(9):
+            await rig.add(f"pod-{number}")
+        await asyncio.sleep(180)
+        assert_books_are_true(rig)
+        assert rig.kinds().count("effect_unknown") == 1
+        assert rig.calls()[CREATE] <= 3
+        assert len(rig.state.enis) >= 2
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("kind", ["lost_reply", "dropped_request", "hang", "applied hang"])
+@pytest.mark.parametrize("action", [DETACH, DELETE])
+def test_the_removal_of_an_eni_whose_reply_is_lost_settles_to_what_happened(action, kind):
+    async def scenario():
+        rig = await Rig().up()
+        rig.region.faults.inject(
+            Fault(action=action, kind=kind.split()[-1], applied=kind.startswith("applied"))  # type: ignore[arg-type]
+        )
+        await make_room(rig, 12)
+        await asyncio.sleep(400)
+        assert_books_are_true(rig)
+        assert rig.calls().get(DELETE, 0) >= 1
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("kind", ["lost_reply", "dropped_request", "hang", "applied hang"])
+def test_an_unassign_whose_reply_is_lost_settles_to_what_happened(kind):
+    async def scenario():
+        rig = await Rig(environ=IP_TARGETS).up()
+        rig.region.faults.inject(
+            Fault(action=UNASSIGN, kind=kind.split()[-1], applied=kind.startswith("applied"))  # type: ignore[arg-type]
+        )
+        await make_room(rig, 5)
+        await asyncio.sleep(300)
+        assert_books_are_true(rig)
+        assert sum(len(held.cidrs) for held in rig.state.enis.values()) == 2
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_a_lost_create_is_found_again_even_where_the_token_is_ignored():
+    async def scenario():
+        rig = Rig()
+        call = rig.region.arrive
+
+        def without_token(action, params, now):
+            return call(action, {name: value for name, value in params.items() if name != "ClientToken"}, now)
+
+        rig.region.arrive = without_token  # type: ignore[method-assign]
+        rig.region.faults.inject(Fault(action=CREATE, kind="lost_reply"))
+        await rig.up(settle_s=0)
+        await rig.add("web")
+        await asyncio.sleep(120)
+        assert_books_are_true(rig)
+        assert rig.calls()[CREATE] == 1
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_a_lost_assign_is_believed_only_when_two_readings_agree():
+    """1. Assign is applied, its reply lost.  2. Describe lags behind.  3. Nothing is assigned twice."""
+
+    async def scenario():
+        rig = Rig()
+        rig.region.world.describe_lag_s = 1.5
+        rig.region.faults.inject(Fault(action=ASSIGN, kind="lost_reply"))
+        await rig.up(settle_s=120)
+        assert_books_are_true(rig)
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("after_s", [0.3, 0.7, 1.5, 2.5, 4.0])
+def test_a_kill_in_the_middle_of_growth_leaves_no_orphan_and_no_open_intent(after_s):
+    async def scenario():
+        rig = await Rig("m5.xlarge").up(settle_s=30)
+        loop = asyncio.get_running_loop()
+        for number in range(30):
+            loop.create_task(rig.cni("ADD", f"pod-{number}"))
+        await asyncio.sleep(after_s)
+        await rig.kill()
+        await asyncio.sleep(1)
+        await rig.start()
+        await rig.ready()
+        await asyncio.sleep(120)
+        assert_books_are_true(rig)
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+# -- a detach that is accepted and cannot be watched -------------------------------------------------
+
+
+def test_an_eni_that_is_detaching_serves_nobody_although_describe_fails():
+    """1. Detach is accepted.  2. Describe is throttled.  3. The ENI must not count as attached and usable."""
+
+    async def scenario():
+        rig = await Rig().up()
+        await make_room(rig, 12)
+        while not any(intent.intended.kind == "detach" for intent in rig.state.intents.values()):
+            await asyncio.sleep(0.1)
+        (going,) = [i.intended.eni for i in rig.state.intents.values() if i.intended.kind == "detach"]
+        rig.region.faults.inject(Fault(action=DESCRIBE, kind="throttle", times=20))
+        for _ in range(100):
+            await asyncio.sleep(0.5)
+            held = rig.state.enis.get(going)
+            assert held is None or held.phase == "detached" or held.is_retiring
+        rig.region.faults.clear()
+        await asyncio.sleep(200)
+        assert_books_are_true(rig)
+        assert "effect_failed" not in rig.kinds()
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+# -- refusals and throttling --------------------------------------------------------------------------
+
+
+REFUSALS = [
+    (action, code)
+    for action in (CREATE, ATTACH, ASSIGN, MODIFY)
+    for code in ("UnauthorizedOperation", "InvalidParameterValue", "OperationNotPermitted")
+] + [(CREATE, "InsufficientFreeAddressesInSubnet"), (ASSIGN, "InsufficientFreeAddressesInSubnet"),
+     (ATTACH, "AttachmentLimitExceeded"), (CREATE, "NetworkInterfaceLimitExceeded")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("action", "code"), REFUSALS)
+def test_what_ec2_refuses_for_good_is_asked_for_a_few_times_a_minute_at_most(action, code):
+    async def scenario():
+        rig = Rig()
+        rig.region.faults.inject(Fault(action=action, kind="error", code=code, times=FOR_EVER))
+        await rig.up(settle_s=0)
+        await rig.add("web")
+        await asyncio.sleep(120)
+        before = rig.calls()
+        await asyncio.sleep(600)
+        made = calls_since(rig, before)
+        assert made[action] <= 12
+        assert sum(made.values()) <= 60, made
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("action", [UNASSIGN, DETACH, DELETE])
+@pytest.mark.parametrize("code", ["UnauthorizedOperation", "InvalidParameterValue"])
+@pytest.mark.parametrize("first_is_lost", [False, True], ids=["refused", "lost, then refused"])
+def test_shrinking_that_ec2_refuses_is_asked_for_a_few_times_a_minute_at_most(action, code, first_is_lost):
+    async def scenario():
+        rig = await Rig(environ=IP_TARGETS if action == UNASSIGN else None).up()
+        if first_is_lost:
+            rig.region.faults.inject(Fault(action=action, kind="dropped_request"))
+        rig.region.faults.inject(Fault(action=action, kind="error", code=code, times=FOR_EVER))
+        await make_room(rig, 12)
+        await asyncio.sleep(300)
+        before = rig.calls()
+        await asyncio.sleep(600)
+        made = calls_since(rig, before)
+        assert made[action] <= 12
+        assert sum(made.values()) <= 60, made
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("action", [CREATE, ATTACH, ASSIGN, "*"])
+@pytest.mark.parametrize("code", ["RequestLimitExceeded", "InternalError", "Unavailable"])
+def test_backing_off_is_bounded_doubling_and_jittered(action, code):
+    async def scenario():
+        rig = Rig()
+        fault = Fault(action=action, kind="error", code=code, times=FOR_EVER)
+        if action == ASSIGN:  # Only the primary ENI needs it, at the very start.
+            rig.region.faults.inject(fault)
+        await rig.up(settle_s=20)
+        if action != ASSIGN:
+            rig.region.faults.inject(fault)
+        loop = asyncio.get_running_loop()
+        adds = [loop.create_task(rig.cni("ADD", f"pod-{number}")) for number in range(12)]
+        await asyncio.sleep(120)
+        before = rig.calls()
+        await asyncio.sleep(300)
+        made = calls_since(rig, before)
+        assert 4 <= sum(made.values()) <= 90, made  # 18 a minute; an unknown outcome needs three calls.
+        rig.region.faults.clear()
+        await asyncio.sleep(60)  # It recovers by itself.
+        assert_books_are_true(rig)
+        assert len(rig.state.enis) >= 2
+        for add in adds:
+            assert add.done()
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_an_unknown_outcome_with_a_failing_describe_is_asked_about_ever_more_slowly():
+    async def scenario():
+        rig = await Rig().up()
+        rig.region.faults.inject(Fault(action=CREATE, kind="lost_reply"))
+        rig.region.faults.inject(Fault(action=DESCRIBE, kind="throttle", times=FOR_EVER))
+        await rig.add("web")
+        await asyncio.sleep(300)
+        before = rig.calls()
+        await asyncio.sleep(600)
+        assert sum(calls_since(rig, before).values()) <= 60
+        rig.region.faults.clear()
+        await asyncio.sleep(120)
+        assert_books_are_true(rig)
+        assert rig.calls()[CREATE] == 1
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+# -- waiting ADDs -----------------------------------------------------------------------------------
+
+
+async def full(rig: Rig) -> None:
+    """Take every address of the first ENI; nothing else is attached."""
+    for number in range(9):
+        await rig.add(f"pod-{number}")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("InsufficientFreeAddressesInSubnet", "subnet_exhausted"),
+        ("UnauthorizedOperation", "ec2_unauthorized"),
+    ],
+)
+def test_an_add_that_nothing_can_satisfy_is_refused_at_once_with_the_reason(code, reason):
+    async def scenario():
+        rig = Rig()
+        for action in (CREATE, ASSIGN):
+            rig.region.faults.inject(
+                Fault(action=action, kind="error", code=code, times=FOR_EVER, skip=action == ASSIGN)
+            )
+        await rig.up(settle_s=10)
+        await full(rig)
+        began = rig.now()
+        status, answer = await rig.cni("ADD", "late")
+        assert (status, answer["reason"], answer["code"]) == (503, reason, 11)
+        assert rig.now() - began < 3
+        status, answer = await rig.cni("ADD", "later")
+        assert answer["reason"] == reason
+        assert rig.now() - began < 3.5
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_a_waiting_add_is_refused_when_the_last_hope_is_gone():
+    """1. ADDs wait for growth.  2. EC2 says that the subnet is exhausted.  3. They are told at once."""
+
+    async def scenario():
+        rig = Rig()
+        rig.region.faults.inject(
+            Fault(action=CREATE, kind="error", code="InsufficientFreeAddressesInSubnet", times=FOR_EVER)
+        )
+        await rig.up(settle_s=0)
+        async with asyncio.TaskGroup() as group:
+            adds = [group.create_task(rig.cni("ADD", f"pod-{number}")) for number in range(12)]
+        answers = [add.result() for add in adds]
+        assert sum(status == 200 for status, _ in answers) == 9
+        assert {answer["reason"] for status, answer in answers if status != 200} == {"subnet_exhausted"}
+        assert rig.now() < 10
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_a_throttled_node_keeps_its_adds_waiting_and_serves_them():
+    async def scenario():
+        rig = Rig()
+        await rig.up(settle_s=0.6)
+        rig.region.faults.inject(Fault(action=CREATE, kind="throttle", times=3))
+        async with asyncio.TaskGroup() as group:
+            adds = [group.create_task(rig.cni("ADD", f"pod-{number}")) for number in range(12)]
+        assert {add.result()[0] for add in adds} == {200}
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_an_add_waits_no_longer_than_its_time_and_then_says_so():
+    async def scenario():
+        rig = Rig(environ={"ADD_WAIT_S": "20"})
+        await rig.up(settle_s=0)
+        rig.region.faults.inject(Fault(action=CREATE, kind="latency", seconds=300, times=FOR_EVER))
+        await full(rig)
+        began = rig.now()
+        status, answer = await rig.cni("ADD", "late")
+        assert (status, answer["code"], answer["reason"]) == (503, 11, "wait_timed_out")
+        assert 19.9 <= rig.now() - began <= 20.5
+        assert rig.lease("late") is None
+        await rig.stop()
+
+    run_virtual(scenario())
