@@ -125,3 +125,24 @@ def test_deleted_pods_let_the_pool_shrink_but_not_before_their_rest():
         await node.stop()
 
     run_virtual(scenario())
+
+
+def test_an_address_whose_veth_is_gone_is_free_at_once_when_nothing_has_to_rest():
+    """A full node without cooldown: the next pod gets the address of the one whose namespace just ended."""
+
+    async def scenario():
+        node = Node("t3.small", environ={"IP_COOLDOWN_PERIOD": "0"})
+        await node.start()
+        await node.ready()
+        await asyncio.sleep(5)
+        for number in range(9):
+            await node.add(f"pod-{number}")
+        began = node.now()
+        status, _ = await node.cni("DEL", "pod-3")
+        assert status == 200
+        node.kernel.remove_netns("/run/netns/pod-3")
+        await node.add("next")
+        assert node.now() - began < 0.5
+        await node.stop()
+
+    run_virtual(scenario())

@@ -179,6 +179,8 @@ class KeepLinks:
         state = self._writer.state
         link = change.link
         held = next((held for held in state.enis.values() if held.facts.mac == link.mac.lower()), None)
+        if link.alias and change.kind == "removed":
+            self._note_veth_gone(link.ifindex)
         if held is None or link.alias:
             return
         if change.kind == "removed" and held.ifindex == link.ifindex and held.is_link_ready:
@@ -186,6 +188,16 @@ class KeepLinks:
             await self._writer.submit(c.NoteLinks(lost=lost))
         elif not held.is_link_ready or held.ifname != link.ifname:
             self._wake.set()
+
+    def _note_veth_gone(self, ifindex: int) -> None:
+        """A pod's namespace ended: its address waits for its rest only, and not for the sweep."""
+        leases = tuple(
+            lease
+            for lease, rest in self._writer.state.standing.items()
+            if rest.wired is not None and rest.wired.host_ifindex == ifindex
+        )
+        if leases:
+            self._writer.post(c.NoteUnwired(leases))
 
 
 def has_primary_link(observed: Observed, mac: str) -> bool:

@@ -130,7 +130,9 @@ class Writer:
             return  # History is lost, never a lease: what must not be lost is submitted.
         self._queue.append(_Asked(command, None))
         if self._ride_along_at is None:
-            self._ride_along_at = asyncio.get_running_loop().time() + RIDE_ALONG_S
+            # An ADD that waits may wait for just this.
+            delay_s = 0.0 if self._parked else RIDE_ALONG_S
+            self._ride_along_at = asyncio.get_running_loop().time() + delay_s
             self._wake.set()
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
