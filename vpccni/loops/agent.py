@@ -21,7 +21,7 @@ from vpccni.events.eni import EniAttached
 from vpccni.events.node import PolicyObserved
 from vpccni.loops.breakers import Breakers
 from vpccni.loops.effects import Effects
-from vpccni.loops.housekeeping import Housekeeping, LeaseSweep, end_spooled
+from vpccni.loops.housekeeping import Housekeeping, LeaseSweep
 from vpccni.loops.keep_links import KeepLinks, has_primary_link
 from vpccni.loops.keep_warm import EniTemplate, KeepWarm
 from vpccni.loops.readiness import Readiness
@@ -113,7 +113,7 @@ class Agent:
             log=ports.log,
             spool=ports.spool,
             sweep=sweep,
-            del_spooled=lambda entry: end_spooled(self.writer, entry),
+            del_spooled=lambda entry: self.cni.end_spooled(entry),
         )
         self.cni = CniService(
             writer=self.writer,

@@ -9,7 +9,6 @@ from typing import Final, NoReturn
 
 import structlog
 
-from vpccni.api import cni
 from vpccni.datapath.difference import probe
 from vpccni.datapath.objects import DatapathSettings, Difference, Probed
 from vpccni.errors import Reason, TransientError, VpccniError
@@ -242,29 +241,3 @@ class Housekeeping:
     def begin_at(self, snapshot: int) -> None:
         """The sequence number up to which the newest snapshot reaches, as the log was opened."""
         self._snapshot_at = snapshot
-
-
-async def end_spooled(writer: Writer, entry: SpooledDel) -> bool:
-    """Carry out one spooled DEL. False when the log does not take it now."""
-    try:
-        call = cni.decode(entry.body)
-    except cni.CniFault as fault:
-        _log.warning("spool_entry_refused", name=entry.name, reason=fault.reason, detail=fault.detail)
-        return True
-    if call.verb != "DEL":
-        _log.warning("spool_entry_refused", name=entry.name, reason="bad_request", detail=f"a {call.verb}")
-        return True
-    try:
-        await writer.submit(
-            c.EndLease(
-                key=call.key,
-                cause="del",
-                witnesses=("spool",),
-                written_boot_id=entry.boot_id,
-                written_boottime_ns=entry.boottime_ns,
-            )
-        )
-    except VpccniError as error:
-        _log.warning("spool_not_drained", name=entry.name, reason=error.reason)
-        return False
-    return True

@@ -22,14 +22,14 @@ from vpccni.api.cni import Call, CniFault, Wired
 from vpccni.datapath.desired import pod_wiring
 from vpccni.datapath.difference import unwire, wire
 from vpccni.datapath.objects import DatapathSettings, Difference, SandboxSeen
-from vpccni.errors import Reason, Refused, VpccniError
+from vpccni.errors import Reason, Refused, TransientError, VpccniError
 from vpccni.events.sandbox import SandboxWired
 from vpccni.loops.finish import finish
 from vpccni.loops.wiring import attached_enis, lease_wiring, rest_wiring
 from vpccni.loops.write import Writer
-from vpccni.model import LeaseId, SandboxKey
+from vpccni.model import LeaseId, SandboxKey, Stamp
 from vpccni.planner import commands as c
-from vpccni.ports import Clock, Kernel, Spool
+from vpccni.ports import Clock, Kernel, Spool, SpooledDel
 from vpccni.projections.leases import Lease
 
 _log = structlog.get_logger("cni")
@@ -55,11 +55,13 @@ class _Flight(msgspec.Struct):
         users: Requests that hold the turn or wait for it.
         dels: DELs that have come; an ADD that came before one of them is given up, also when it still waits.
         add: The ADD that holds the turn.
+        since: When that ADD's turn began.
     """
 
     lock: asyncio.Lock
     users: int = 0
     dels: int = 0
+    since: Stamp | None = None
     add: asyncio.Task[Wired | VpccniError] | None = None
 
 
@@ -152,6 +154,9 @@ class CniService:
         async with self.turn_of(call.key) as flight:
             if flight.dels != dels_before:
                 raise CniFault(Reason.CANCELLED, "", call.version)
+            flight.since = self._clock.now()
+            if self._writer.state.lease_of(call.key) is not None:
+                await self._end_by_spool(call.key)
             async with asyncio.TaskGroup() as group:
                 # A task of its own, so that a DEL can cancel the work and not the connection.
                 flight.add = group.create_task(self._try_add(call), name=f"add {call.key.container_id}")
@@ -283,6 +288,58 @@ class CniService:
         except VpccniError as error:
             _log.warning("unwire_failed", lease=lease.id, reason=error.reason, detail=error.detail)
 
+    # -- DELs that were written down ---------------------------------------------------------------
+
+    async def end_spooled(self, entry: SpooledDel) -> bool:
+        """Carry out one spooled DEL, in its sandbox's turn. False when the log does not take it now."""
+        try:
+            call = cni.decode(entry.body)
+        except CniFault as fault:
+            _log.warning("spool_entry_refused", name=entry.name, reason=fault.reason, detail=fault.detail)
+            return True
+        if call.verb != "DEL":
+            _log.warning(
+                "spool_entry_refused", name=entry.name, reason="bad_request", detail=f"a {call.verb}"
+            )
+            return True
+        flight = self._flights.get(call.key)
+        if flight is not None and flight.add is not None and _is_newer(entry, flight.since):
+            flight.add.cancel()
+        async with self.turn_of(call.key):
+            return await self._submit_spooled(call.key, entry)
+
+    async def _end_by_spool(self, key: SandboxKey) -> None:
+        """An ADD for a sandbox that has a lease: a DEL that lies in the spool came before it.
+
+        Raises:
+            TransientError: the DEL is in the spool and the log does not take it: what to give cannot be told.
+        """
+        for entry in await self._spool.entries():
+            try:
+                written = cni.decode(entry.body)
+            except CniFault:
+                continue
+            if (written.verb, written.key) != ("DEL", key):
+                continue
+            if not await self._submit_spooled(key, entry):
+                raise TransientError(Reason.SANDBOX_HELD, "a DEL before this ADD is not recorded yet")
+
+    async def _submit_spooled(self, key: SandboxKey, entry: SpooledDel) -> bool:
+        try:
+            await self._writer.submit(
+                c.EndLease(
+                    key=key,
+                    cause="del",
+                    witnesses=("spool",),
+                    written_boot_id=entry.boot_id,
+                    written_boottime_ns=entry.boottime_ns,
+                )
+            )
+        except VpccniError as error:
+            _log.warning("spool_not_drained", name=entry.name, reason=error.reason)
+            return False
+        return True
+
     # -- CHECK, GC --------------------------------------------------------------------------------
 
     async def _check(self, call: Call) -> None:
@@ -329,6 +386,11 @@ class CniService:
         """Until no request is under way."""
         while self._in_flight:  # noqa: ASYNC110 - only at the end, for seconds
             await asyncio.sleep(0.01)
+
+
+def _is_newer(entry: SpooledDel, since: Stamp | None) -> bool:
+    """Whether a DEL was written down after that."""
+    return since is not None and entry.boot_id == since.boot_id and entry.boottime_ns > since.boottime_ns
 
 
 def _result_problems(call: Call, lease: Lease) -> tuple[str, ...]:
