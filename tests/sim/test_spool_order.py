@@ -54,6 +54,7 @@ def test_a_spooled_del_gives_up_the_add_that_it_follows():
         node = Node(latency_s=REALISTIC_LATENCY_S)
         await node.start()
         await node.ready()
+        await asyncio.sleep(10)
         node.kernel.latency_s = 1.0
         add = asyncio.get_running_loop().create_task(node.cni("ADD", "web-0"))
         await asyncio.sleep(0.5)

@@ -323,6 +323,7 @@ class CniService:
                 continue
             if not await self._submit_spooled(key, entry):
                 raise TransientError(Reason.SANDBOX_HELD, "a DEL before this ADD is not recorded yet")
+            await self._spool.remove(entry.name)
 
     async def _submit_spooled(self, key: SandboxKey, entry: SpooledDel) -> bool:
         try:
