@@ -34,4 +34,7 @@ class Readiness:
             return str(Reason.STOPPING)
         if self.must_not_change:
             return str(Reason.LOG_NEWER)
+        if self.not_serving is not None:
+            # Before it is known that the books are this machine's, their ENIs may be another's.
+            return str(self.not_serving.reason)
         return str(Reason.INVARIANT_BROKEN) if self.is_broken else ""
