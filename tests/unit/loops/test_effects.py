@@ -59,7 +59,7 @@ def test_growth_whose_reply_is_lost_settles_to_what_happened(action, kind):
     async def scenario():
         rig = Rig()
         rig.region.faults.inject(
-            Fault(action=action, kind=kind.split()[-1], applied=kind.startswith("applied"))  # type: ignore[arg-type]
+            Fault(action=action, kind=kind.split()[-1], applied=kind.startswith("applied"))
         )
         await rig.up(settle_s=0)
         for number in range(9):
@@ -80,7 +80,7 @@ def test_the_removal_of_an_eni_whose_reply_is_lost_settles_to_what_happened(acti
     async def scenario():
         rig = await Rig().up()
         rig.region.faults.inject(
-            Fault(action=action, kind=kind.split()[-1], applied=kind.startswith("applied"))  # type: ignore[arg-type]
+            Fault(action=action, kind=kind.split()[-1], applied=kind.startswith("applied"))
         )
         await make_room(rig, 12)
         await asyncio.sleep(400)
@@ -96,7 +96,7 @@ def test_an_unassign_whose_reply_is_lost_settles_to_what_happened(kind):
     async def scenario():
         rig = await Rig(environ=IP_TARGETS).up()
         rig.region.faults.inject(
-            Fault(action=UNASSIGN, kind=kind.split()[-1], applied=kind.startswith("applied"))  # type: ignore[arg-type]
+            Fault(action=UNASSIGN, kind=kind.split()[-1], applied=kind.startswith("applied"))
         )
         await make_room(rig, 5)
         await asyncio.sleep(300)
@@ -146,10 +146,10 @@ def test_a_kill_in_the_middle_of_growth_leaves_no_orphan_and_no_open_intent(afte
     async def scenario():
         rig = await Rig("m5.xlarge").up(settle_s=30)
         loop = asyncio.get_running_loop()
-        for number in range(30):
-            loop.create_task(rig.cni("ADD", f"pod-{number}"))
+        burst = [loop.create_task(rig.cni("ADD", f"pod-{number}")) for number in range(30)]
         await asyncio.sleep(after_s)
         await rig.kill()
+        assert len(burst) == 30
         await asyncio.sleep(1)
         await rig.start()
         await rig.ready()

@@ -1,0 +1,311 @@
+"""What IMDS and EC2 say is an observation: it frees nothing, and it costs little to ask."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.unit.loops.rig import Rig
+from vpccni.lab.ec2 import FOR_EVER, Fault, ImdsFault
+from vpccni.lab.sim.loop import run_virtual
+from vpccni.model import EniId
+
+MINUTE = 60.0
+HOUR = 3600.0
+
+
+def imds_reads(rig: Rig) -> list[int]:
+    """Count the requests to IMDS from now on, in the one cell of the list."""
+    counted, request = [0], rig.region.imds.request
+
+    def counting(*arguments, **more):
+        counted[0] += 1
+        return request(*arguments, **more)
+
+    rig.region.imds.request = counting  # type: ignore[method-assign]
+    return counted
+
+
+def test_an_idle_node_asks_ec2_nothing_and_imds_at_most_eight_times_a_minute():
+    async def scenario():
+        rig = await Rig("m5.xlarge").up(settle_s=0)
+        for number in range(20):
+            await rig.add(f"pod-{number}")
+        await asyncio.sleep(5 * MINUTE)
+        before, reads = rig.calls(), imds_reads(rig)
+        head = rig.state.head
+        await asyncio.sleep(10 * MINUTE)
+        assert rig.calls() == before
+        assert 20 <= reads[0] <= 80
+        assert rig.state.head == head  # Nor does it write.
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("lag_s", [5.0, 60.0])
+def test_an_imds_that_lags_frees_and_changes_nothing(lag_s):
+    async def scenario():
+        rig = Rig("m5.xlarge")
+        rig.region.imds.lag_s = lag_s
+        await rig.up(settle_s=0)
+        held = {f"pod-{number}": await rig.add(f"pod-{number}") for number in range(20)}
+        await asyncio.sleep(10 * MINUTE)
+        assert {lease.bindings[0].address for lease in rig.state.leases.values()} == set(held.values())
+        assert "eni_gone" not in rig.kinds()
+        assert "cidrs_released" not in rig.kinds()
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("what", ["missing eni", "missing address", "resurrected", "down", "error"])
+def test_an_imds_that_tells_tales_frees_nothing_and_gives_nothing(what):
+    async def scenario():
+        rig = await Rig("m5.xlarge").up(settle_s=0)
+        addresses = {f"pod-{number}": await rig.add(f"pod-{number}") for number in range(16)}
+        await asyncio.sleep(MINUTE)
+        owned = {eni: tuple(held.cidrs) for eni, held in rig.state.enis.items()}
+        second = next(eni for eni, held in rig.state.enis.items() if not held.is_primary)
+        address = next(iter(rig.state.enis[second].cidrs)).removesuffix("/32")
+        fault = {
+            "missing eni": ImdsFault(kind="missing_eni", eni_id=second, times=FOR_EVER),
+            "missing address": ImdsFault(
+                kind="missing_address", eni_id=second, address=address, times=FOR_EVER
+            ),
+            "resurrected": ImdsFault(
+                kind="resurrected_address", eni_id=second, address="10.0.15.99", times=FOR_EVER
+            ),
+            "down": ImdsFault(kind="hang", times=FOR_EVER),
+            "error": ImdsFault(kind="status", status=500, times=FOR_EVER),
+        }[what]
+        rig.region.imds.inject(fault)
+        calls = rig.calls()
+        await asyncio.sleep(20 * MINUTE)
+        assert {eni: tuple(held.cidrs) for eni, held in rig.state.enis.items()} == owned
+        for pod, given in addresses.items():
+            assert rig.held(pod).bindings[0].address == given
+        assert sum(rig.calls().values()) - sum(calls.values()) <= 20  # One look in five minutes at most.
+        assert await rig.add("late")
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_an_eni_missing_from_one_describe_stays_with_its_leases():
+    async def scenario():
+        rig = await Rig("m5.xlarge").up(settle_s=0)
+        for number in range(16):
+            await rig.add(f"pod-{number}")
+        await asyncio.sleep(2 * MINUTE)
+        second = next(eni for eni, held in rig.state.enis.items() if not held.is_primary)
+        ec2 = await rig.live.reconcile._ec2()
+        describe = ec2.describe_attached
+
+        async def without(instance):
+            ec2.describe_attached = describe  # type: ignore[method-assign]
+            return tuple(facts for facts in await describe(instance) if facts.id != second)
+
+        ec2.describe_attached = without  # type: ignore[method-assign]
+        rig.live.reconcile.compare_soon()
+        await asyncio.sleep(5 * MINUTE)
+        assert second in rig.state.enis
+        assert rig.state.enis[second].suspected == 0
+        assert len(rig.state.leases) == 16
+        assert "eni_gone" not in rig.kinds()
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_an_eni_that_describe_never_shows_again_keeps_its_leases_and_serves_nobody_new():
+    async def scenario():
+        rig = await Rig("m5.xlarge").up(settle_s=0)
+        for number in range(16):
+            await rig.add(f"pod-{number}")
+        await asyncio.sleep(2 * MINUTE)
+        second = next(eni for eni, held in rig.state.enis.items() if held.lease_count and not held.is_primary)
+        leases = {lease.id for lease in rig.state.leases.values()}
+        attachment = rig.state.enis[second].attachment
+        rig.region.handle("DetachNetworkInterface", {"AttachmentId": attachment, "Force": True}, rig.now())
+        await asyncio.sleep(3 * MINUTE)
+        assert set(rig.state.leases) == leases
+        assert second in rig.state.enis
+        late = await rig.add("late")
+        assert rig.held("late").bindings[0].eni != second, late
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def attach_foreign(rig: Rig, device: int, tags=()) -> EniId:
+    made = rig.region.handle(
+        "CreateNetworkInterface",
+        {"SubnetId": rig.subnet.id, "SecondaryPrivateIpAddressCount": 2,
+         "TagSpecifications": [{"ResourceType": "network-interface", "Tags": list(tags)}]},
+        rig.now(),
+    )  # fmt: skip
+    eni = EniId(made["NetworkInterface"]["NetworkInterfaceId"])  # type: ignore[index]
+    rig.region.handle(
+        "AttachNetworkInterface",
+        {"NetworkInterfaceId": eni, "InstanceId": rig.instance.id, "DeviceIndex": device},
+        rig.now(),
+    )
+    return eni
+
+
+def test_an_eni_that_somebody_else_attached_and_marked_is_left_alone():
+    async def scenario():
+        rig = await Rig("m5.xlarge").up(settle_s=30)
+        eni = attach_foreign(rig, 3, [{"Key": "node.k8s.amazonaws.com/no_manage", "Value": "true"}])
+        await asyncio.sleep(5 * MINUTE)
+        assert not rig.state.enis[eni].managed
+        assert not rig.state.enis[eni].cidrs
+        for number in range(40):
+            await rig.add(f"pod-{number}")
+        assert all(lease.bindings[0].eni != eni for lease in rig.state.leases.values())
+        for number in range(40):
+            await rig.cni("DEL", f"pod-{number}")
+            rig.kernel.remove_netns(f"/run/netns/pod-{number}")
+        await asyncio.sleep(20 * MINUTE)
+        attachment = rig.region.world.enis[eni].attachment
+        assert attachment is not None
+        assert len(rig.region.world.enis[eni].addresses) == 3
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_an_eni_that_somebody_else_attached_takes_its_device_index_from_us_and_growth_goes_on():
+    """1. A foreign ENI takes index 1.  2. Our attach to index 1 is refused.  3. The books learn, and we take 2."""
+
+    async def scenario():
+        rig = Rig("m5.xlarge", environ={"MANAGE_UNTAGGED_ENI": "false"})
+        await rig.up(settle_s=0)
+        attach_foreign(rig, 1)
+        for number in range(10):
+            await rig.add(f"pod-{number}")
+        await asyncio.sleep(5 * MINUTE)
+        async with asyncio.TaskGroup() as group:
+            adds = [group.create_task(rig.cni("ADD", f"more-{number}")) for number in range(10)]
+        assert {add.result()[0] for add in adds} == {200}
+        assert not rig.state.intents
+        assert set(rig.region.world.enis) == set(rig.state.enis)
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+# -- which machine is this --------------------------------------------------------------------------
+
+
+def become_another_machine(rig: Rig) -> str:
+    """The log goes into an image, and a new instance is launched from it. The old one lives on."""
+    old = rig.instance
+    for link in list(rig.kernel.state.links.values()):
+        rig.kernel.unplug(link.mac)
+    rig.kernel.state.netns.clear()
+    rig.instance = rig.region.launch_instance(rig.subnet.id, "m5.large", now=rig.now())
+    for link in list(rig.kernel.state.links.values()):
+        if any(eni.mac == link.mac for eni in old.enis.values()):
+            rig.kernel.unplug(link.mac)
+    return str(old.id)
+
+
+def enis_of(rig: Rig, instance: str) -> dict[str, tuple[str, ...]]:
+    return {
+        eni.id: eni.addresses
+        for eni in rig.region.world.enis.values()
+        if eni.instance is not None and eni.instance.id == instance
+    }
+
+
+@pytest.mark.parametrize("imds_is_late", [False, True], ids=["imds answers", "imds is late"])
+@pytest.mark.parametrize("same_boot_id", [False, True], ids=["new boot id", "same boot id"])
+def test_a_log_baked_into_an_image_gives_no_address_and_touches_nothing_of_the_old_machine(
+    imds_is_late, same_boot_id
+):
+    async def scenario():
+        rig = await Rig().up(settle_s=0)
+        for number in range(12):
+            await rig.add(f"pod-{number}")
+        await asyncio.sleep(MINUTE)
+        for number in range(12):  # A pool that could shrink, and an intent that is open.
+            await rig.cni("DEL", f"pod-{number}")
+        await rig.add("old-pod")
+        await rig.kill()
+        old = become_another_machine(rig)
+        before = enis_of(rig, old)
+        assert len(before) >= 2
+        if not same_boot_id:
+            rig.clock.boot_id = "boot-2"
+        if imds_is_late:
+            rig.region.imds.inject(ImdsFault(kind="hang", times=FOR_EVER))
+        await rig.start()
+        status, answer = await rig.verb("STATUS")
+        assert (answer["code"], answer["reason"]) == (50, "not_the_same_machine")
+        loop = asyncio.get_running_loop()
+        add = loop.create_task(rig.cni("ADD", "new-pod"))
+        if imds_is_late:
+            await asyncio.sleep(5 * MINUTE)
+            assert enis_of(rig, old) == before
+            status, answer = await add
+            assert (status, answer["reason"]) == (503, "not_the_same_machine")
+            rig.region.imds.clear()
+            add = loop.create_task(rig.cni("ADD", "new-pod"))
+        await rig.ready(120)
+        status, answer = await add
+        assert status == 200, answer
+        assert rig.lease("old-pod") is None
+        assert rig.held("new-pod").bindings[0].eni in enis_of(rig, rig.instance.id)
+        await asyncio.sleep(10 * MINUTE)
+        assert enis_of(rig, old) == before
+        assert set(rig.state.enis) == set(enis_of(rig, rig.instance.id))
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_a_reboot_of_the_same_machine_ends_the_leases_and_lets_their_addresses_rest():
+    async def scenario():
+        rig = await Rig().up()
+        address = await rig.add("web")
+        await rig.kill()
+        rig.clock.boot_id = "boot-2"
+        for link in list(rig.kernel.state.links.values()):
+            if link.alias:
+                rig.kernel.unplug(link.mac)
+        rig.kernel.state.netns.clear()
+        await rig.start()
+        await rig.ready()
+        assert rig.lease("web") is None
+        assert await rig.add("web") != address
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+# -- a fresh node -----------------------------------------------------------------------------------
+
+
+def test_a_fresh_node_says_what_it_waits_for_and_serves_as_soon_as_it_can():
+    async def scenario():
+        rig = Rig()
+        rig.region.imds.inject(ImdsFault(kind="hang", times=FOR_EVER))
+        rig.region.faults.inject(Fault(action="*", kind="throttle", times=FOR_EVER))
+        await rig.start()
+        await asyncio.sleep(30)
+        refused = rig.live.readiness.refusal()
+        assert refused is not None
+        assert refused.reason == "imds_unreachable"
+        rig.region.imds.clear()
+        await asyncio.sleep(18)
+        refused = rig.live.readiness.refusal()
+        assert refused is not None
+        assert refused.reason == "node_not_initialized"
+        rig.region.faults.clear()
+        assert await rig.add("web")  # It waits for what is missing.
+        await rig.stop()
+
+    run_virtual(scenario())
