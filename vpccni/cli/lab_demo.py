@@ -13,7 +13,7 @@ from typing import Final
 from rich.console import Console
 
 from vpccni.cli.demo_screen import closing_table, live_screen, step_line
-from vpccni.cli.lab_life import SUPERVISOR_START_VARIABLE
+from vpccni.cli.lab_life import LAB_NAME, SUPERVISOR_START_VARIABLE
 from vpccni.cli.output import console, print_json
 from vpccni.cli.problems import NOT_GOOD, CommandError
 from vpccni.lab.demo import Demo, DemoPlan, new_progress
@@ -25,7 +25,6 @@ from vpccni.lab.progress import Progress, Step
 from vpccni.lab.report import DemoReport
 from vpccni.lab.standing import Standing, World
 
-LAB_NAME: Final = "lab"
 DEMO_NAME: Final = "demo"
 FAST: Final = 10.0
 
@@ -109,16 +108,38 @@ def stand(*, nodes: int, instance_type: str, env: dict[str, str], speed: float, 
         asyncio.run(_stand(nodes, instance_type, env, speed, directory))
     except (LabError, TimeoutError) as error:
         raise CommandError(f"{error}.") from error
+    except ExceptionGroup as group:
+        expected, unforeseen = group.split((LabError, TimeoutError))
+        if expected is None or unforeseen is not None:
+            raise
+        raise CommandError(f"{expected.exceptions[0]}.") from group
 
 
 async def _stand(nodes: int, instance_type: str, env: dict[str, str], speed: float, directory: Path) -> None:
     latency_s = {action: seconds / speed for action, seconds in REALISTIC_LATENCY_S.items()}
-    stop = _stop_event()
     async with Lab(LAB_NAME, directory=directory, latency_s=latency_s, timing=scaled_timing(speed)) as lab:
         standing = Standing(lab, _world(), directory)
-        await standing.boot(nodes, instance_type, env)
-        await standing.serve(stop)
+        async with asyncio.TaskGroup() as group:
+            standing_up = group.create_task(
+                _boot_and_serve(standing, nodes, instance_type, env), name="stand"
+            )
+            stop = _stop_event()
+            stopping = group.create_task(_cancel_when(stop, standing_up), name="stop")
+            standing_up.add_done_callback(lambda _: stopping.cancel())
     sys.stderr.write("ended\n")
+
+
+async def _boot_and_serve(standing: Standing, nodes: int, instance_type: str, env: dict[str, str]) -> None:
+    try:
+        await standing.boot(nodes, instance_type, env)
+        await standing.serve(asyncio.Event())  # until cancelled
+    finally:
+        standing.remove_note()
+
+
+async def _cancel_when(stop: asyncio.Event, task: asyncio.Task[None]) -> None:
+    await stop.wait()
+    task.cancel()
 
 
 def _world() -> World:

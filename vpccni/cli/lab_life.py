@@ -19,14 +19,19 @@ from vpccni.errors import PermanentError, sentence
 from vpccni.lab import standing_file
 from vpccni.lab.ec2.types import INSTANCE_TYPES
 from vpccni.lab.fabric import enter
+from vpccni.lab.places import is_in_use
 from vpccni.lab.standing_file import StandingLab
 from vpccni.settings import read_settings
 
 SUPERVISOR_START_VARIABLE: Final = "VPCCNI_SUPERVISOR_START"
 """Inside a world: when its supervisor was started, in clock ticks; there it cannot be looked up."""
 
+LAB_NAME: Final = "lab"
+"""The standing lab's name, and so its directory's."""
+
 BOOT_TIMEOUT_S: Final = 60.0
 DOWN_TIMEOUT_S: Final = 15.0
+LOG_NAME: Final = "standing.log"
 _POLL_S: Final = 0.05
 
 
@@ -95,14 +100,14 @@ def bring_up(notes: Path, arguments: Sequence[str], *, quiet: bool) -> StandingL
     """Start a lab that outlives this command; return its note when its nodes are ready.
 
     Raises:
-        CommandError: one stands already, or it did not come up; then nothing is left of it.
+        CommandError: one stands already, or it did not come up; then only its files are left, to be looked at.
     """
     before = standing_file.read(notes)
     if before is not None and before.is_running:
         raise CommandError("A lab is up already. `vpccni lab status` shows it, `vpccni lab down` ends it.")
     take_down(notes)
     notes.mkdir(parents=True, exist_ok=True)
-    log = notes / "standing.log"
+    log = notes / LOG_NAME
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "vpccni", "lab", "serve", *arguments, "--directory", str(notes)],
@@ -116,7 +121,7 @@ def bring_up(notes: Path, arguments: Sequence[str], *, quiet: bool) -> StandingL
     except BaseException:
         process.terminate()
         process.wait()
-        take_down(notes)
+        standing_file.remove(notes)
         raise
 
 
@@ -139,29 +144,35 @@ def _wait_up(process: subprocess.Popen[bytes], notes: Path, log: Path, *, quiet:
 
 
 def take_down(notes: Path) -> bool:
-    """End the standing lab and remove its files; tell whether there was one.
+    """End the standing lab and remove its files, also those of one that was killed; tell whether there were any.
 
     Raises:
         CommandError: it is another user's, or it does not end.
     """
     note = standing_file.read(notes)
-    if note is None:
-        return False
-    if note.is_running:
+    if note is not None and note.is_running:
         try:
             _end(note)
         except PermissionError as error:
             raise CommandError(
                 f"The lab (PID {note.supervisor_pid}) is another user's; end it as that user."
             ) from error
-    shutil.rmtree(note.run_directory, ignore_errors=True)
-    shutil.rmtree(note.directory, ignore_errors=True)
-    (notes / "standing.log").unlink(missing_ok=True)
+    files = [notes / LAB_NAME, notes / LOG_NAME, *([Path(note.run_directory)] if note is not None else [])]
+    was_there = note is not None or any(path.exists() for path in files)
+    if is_in_use(notes / LAB_NAME):
+        raise CommandError(
+            "The lab is not ready to be ended (it has only begun to boot); try again in a moment."
+        )
+    for path in files:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     standing_file.remove(notes)
-    left = [path for path in (note.run_directory, note.directory) if Path(path).exists()]
+    left = [str(path) for path in files if path.exists()]
     if left:
         raise CommandError(f"The lab has ended, but this could not be removed: {', '.join(left)}.")
-    return True
+    return was_there
 
 
 def _end(note: StandingLab) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import shutil
 import signal as signals
@@ -23,7 +22,7 @@ from vpccni.lab.fabric.enter import require_inside
 from vpccni.lab.fabric.fabric import Fabric
 from vpccni.lab.fabric.namespaces import Namespace
 from vpccni.lab.fabric.processes import Daemon
-from vpccni.lab.places import NodePlaces, lab_directory, volatile_filesystem
+from vpccni.lab.places import NodePlaces, lab_directory, lock, volatile_filesystem
 from vpccni.lab.region_server import EC2_ENDPOINT, RegionServer
 
 REALISTIC_TIMING: Final = Timing(attach_settle_s=0.5, detach_settle_s=1.5, link_delay_s=0.2)
@@ -286,13 +285,10 @@ class Lab:
 
     def _lock(self, stack: AsyncExitStack) -> None:
         """Take the name, and make the run directory; one that a killed lab of the name left is removed."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = lock(self.directory)
+        if handle is None:
+            raise LabError(f"another lab named {self.name} runs in {self.directory.parent}")
         stack.callback(os.close, handle)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LabError(f"another lab named {self.name} runs in {self.directory.parent}") from None
         left = os.pread(handle, 4096, 0).decode()
         if left.startswith(_RUN_PREFIX) and "/" not in left.removeprefix(_RUN_PREFIX):
             shutil.rmtree(left, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -30,6 +31,7 @@ def lab_directory() -> Path:
 
 
 SOCKET_NAME: Final = "vpccni.sock"
+LOCK_NAME: Final = ".lock"
 
 _VOLATILE: Final = frozenset({"tmpfs", "ramfs", "overlay"})
 
@@ -98,6 +100,28 @@ class NodePlaces(msgspec.Struct, frozen=True, kw_only=True):
         shutil.rmtree(self.root, ignore_errors=True)
         for directory in (self.state, self.bin, self.conf, self.results, self.run):
             directory.mkdir(parents=True, exist_ok=True)
+
+
+def lock(directory: Path) -> int | None:
+    """Take a lab's directory, making it if need be; return the descriptor that holds it, None if it is taken."""
+    directory.mkdir(parents=True, exist_ok=True)
+    handle = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def is_in_use(directory: Path) -> bool:
+    """Whether a running lab holds the directory."""
+    if not (directory / LOCK_NAME).exists():
+        return False
+    handle = lock(directory)
+    if handle is not None:
+        os.close(handle)
+    return handle is None
 
 
 def volatile_filesystem(path: Path) -> str:

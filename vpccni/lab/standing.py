@@ -105,8 +105,12 @@ class Standing:
             self.write_note("ready", control=str(control))
             await stop.wait()
         finally:
-            standing_file.remove(self._note_directory)
+            self.remove_note()
             await runner.cleanup()
+
+    def remove_note(self) -> None:
+        """Take the note away: nobody should find this lab any more."""
+        standing_file.remove(self._note_directory)
 
     def write_note(self, phase: str, message: str = "", control: str = "") -> None:
         """Say where the lab is and how far."""

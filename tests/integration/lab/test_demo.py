@@ -271,4 +271,8 @@ def test_a_lab_that_is_ended_while_it_boots_leaves_nothing(directory):
     assert b"did not come up" in err
     assert processes_that_name(str(directory)) == []
     assert not Path(note.run_directory).exists()
+    assert vpccni(directory, "lab", "status").returncode == 3
+    assert (
+        vpccni(directory, "lab", "down").stdout.strip() == "The lab is gone."
+    )  # the files, for who looks at them
     assert list(directory.iterdir()) == []
