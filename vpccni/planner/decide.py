@@ -146,7 +146,7 @@ def _end_lease(state: State, command: c.EndLease, context: c.Context) -> c.Answe
         return c.Decision()
     if command.written_boot_id:
         is_older = (
-            command.written_boottime_ns <= lease.opened.boottime_ns
+            command.written_boottime_ns < lease.opened.boottime_ns
             if command.written_boot_id == lease.opened.boot_id
             else lease.opened.boot_id == state.boot_id
         )

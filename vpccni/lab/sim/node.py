@@ -85,8 +85,9 @@ class VirtualClock:
         if seconds > 0:
             self._forward.append(self.boots)
 
-    def was_set_forward_over(self, boots: int) -> bool:
+    def was_set_forward_over(self, boot_id: str) -> bool:
         """Whether time since that boot can only be measured by a wall clock that was set forward meanwhile."""
+        boots = int(boot_id.rpartition("-")[2])
         return self.boots > boots and any(step >= boots for step in self._forward)
 
     def now(self) -> Stamp:
