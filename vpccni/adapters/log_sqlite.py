@@ -2,7 +2,9 @@
 
 Theory of operation. Opening has two halves. The first runs on a worker thread over a connection that
 cannot write: it looks at the files, verifies the chain from the last snapshot on, and reads. Only a log
-that passed is opened for writing, by one connection of SQLAlchemy over aiosqlite that stays open.
+that passed is opened for writing, by one connection of aiosqlite that stays open. What is no batch
+(reading, checkpoints, migrations) goes through SQLAlchemy on that same connection. SQLAlchemy is imported when
+it is first needed, on a thread: 0.25 s of the processor that would stand between a restart and the first ADD.
 
 A batch is one hop to aiosqlite's thread: the batch is staged on the connection and ``commit`` runs
 ``BEGIN IMMEDIATE``, all inserts and ``COMMIT`` there. (One hop costs 0.1 ms, each statement through
@@ -23,16 +25,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+import aiosqlite
 
 from vpccni.adapters.log_files import LogFiles, is_no_space, reading
 from vpccni.adapters.log_format import (
@@ -77,6 +77,10 @@ from vpccni.events.envelope import GENESIS
 from vpccni.events.subjects import subjects_of
 from vpccni.model import Seq
 from vpccni.ports import LogStart
+
+if TYPE_CHECKING:
+    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024
 """Past this an append itself brings the -wal into the file: nobody was idle for some 10,000 batches."""
@@ -180,10 +184,9 @@ class SqliteLog:
         self._migrations = migrations
         self._wal_bytes_max = self._wal_threshold = wal_bytes_max
         self._lock = asyncio.Lock()
-        self._engine: AsyncEngine | None = None
-        self._connection: AsyncConnection | None = None
+        self._driver: aiosqlite.Connection | None = None
         self._batches: _BatchConnection | None = None
-        self._driver: Any = None
+        self._connection: AsyncConnection | None = None
         self._head = Head(Seq(0), GENESIS)
         self._failure = ""
         self._is_suspect = False
@@ -197,7 +200,7 @@ class SqliteLog:
             TransientError: ``log_disk_full``: no room for a new log. Nothing was made.
         """
         async with self._lock:
-            if self._connection is not None:
+            if self._driver is not None:
                 raise InvariantBrokenError("the log is open already")
             return await self._open()
 
@@ -233,7 +236,7 @@ class SqliteLog:
         except BaseException as error:
             await self._disconnect(is_writing=False)
             self._files.release()
-            if isinstance(error, (DBAPIError, sqlite3.Error)):
+            if isinstance(error, sqlite3.Error):
                 raise PermanentError(
                     Reason.LOG_WRITE_FAILED, f"the log cannot be opened for writing: {error}"
                 ) from error
@@ -274,33 +277,54 @@ class SqliteLog:
             self._batches = _BatchConnection(*args, **kwargs)
             return self._batches
 
-        self._engine = create_async_engine(
-            URL.create("sqlite+aiosqlite", database=str(self._files.main.absolute())),
-            connect_args={"factory": factory},
-            poolclass=NullPool,
-            isolation_level="AUTOCOMMIT",
+        # Autocommit: a transaction begins where we say so.
+        self._driver = await aiosqlite.connect(
+            self._files.main.absolute(), factory=factory, isolation_level=None
         )
-        self._connection = await self._engine.connect()
-        self._driver = (await self._connection.get_raw_connection()).driver_connection
+
+    async def _alchemy(self) -> AsyncConnection:
+        """SQLAlchemy's hold on the connection, made when first asked for."""
+        driver = self._driver
+        if driver is None:
+            raise InvariantBrokenError("the log is not open")
+        if self._connection is None:
+            await _load_sqlalchemy()
+            from sqlalchemy.ext.asyncio import create_async_engine
+            from sqlalchemy.pool import NullPool
+
+            async def ours() -> aiosqlite.Connection:
+                return driver
+
+            engine = create_async_engine(
+                "sqlite+aiosqlite://", async_creator=ours, poolclass=NullPool, isolation_level="AUTOCOMMIT"
+            )
+            self._connection = await engine.connect()
+        return self._connection
 
     async def _disconnect(self, *, is_writing: bool) -> None:
         """Close the connection; unless ``is_writing``, nothing of the -wal is brought into the file."""
-        connection, engine = self._connection, self._engine
-        self._connection = self._engine = self._batches = self._driver = None
-        if connection is None or engine is None:
+        connection, driver = self._connection, self._driver
+        self._connection = self._driver = self._batches = None
+        if driver is None:
             return
         async with contextlib.AsyncExitStack() as stack:
             if not is_writing:
                 # SQLite checkpoints when the last connection closes; one that cannot write closes last.
                 guard = await asyncio.to_thread(_hold, self._files.main)
                 stack.callback(guard.close)
-            stack.push_async_callback(engine.dispose)
-            stack.push_async_callback(connection.close)
+            stack.push_async_callback(driver.close)
+            if connection is not None:
+                stack.push_async_callback(connection.engine.dispose)
+                stack.push_async_callback(connection.close)
 
     async def _migrate(self) -> None:
-        if self._connection is None:
-            raise InvariantBrokenError("the log is not open")
-        await self._connection.run_sync(migrate, self._migrations or migrations_dir())
+        from sqlalchemy.exc import DBAPIError
+
+        connection = await self._alchemy()
+        try:
+            await connection.run_sync(migrate, self._migrations or migrations_dir())
+        except DBAPIError as error:
+            raise _cause(error) from error
         (version,) = (await self._sql("PRAGMA user_version"))[0]
         if version != self._schema:
             raise InvariantBrokenError(f"the migrations lead to schema {version}, not to {self._schema}")
@@ -336,6 +360,7 @@ class SqliteLog:
 
     async def write_snapshot(self, seq: Seq, records: Sequence[Record]) -> None:
         """See ``EventLog.write_snapshot``. One at or before the newest is left out: it adds nothing."""
+        await _load_sqlalchemy()
         async with self._lock:
             self._check_usable()
             rows = await self._sql(
@@ -357,7 +382,7 @@ class SqliteLog:
 
     async def _commit(self, work: _Work, fault: LogFault | None) -> None:
         """Run one transaction on the connection's thread, and say what became of it."""
-        if self._batches is None:
+        if self._batches is None or self._driver is None:
             raise InvariantBrokenError("the log is not open")
         # Stays when the caller is cancelled while the thread is at work: then nobody knows.
         self._failure = "a batch was given up in the middle"
@@ -397,13 +422,14 @@ class SqliteLog:
         Raises:
             PermanentError: ``log_damaged``.
         """
+        await _load_sqlalchemy()
         async with self._lock:
             if limit <= 0:
                 return []
             query = f"SELECT {EVENT_COLUMNS} FROM event WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608 - constants
             try:
                 return [opened(stored_of(row)) for row in await self._sql(query, (after, limit))]
-            except (LogDamageError, DBAPIError) as error:
+            except (LogDamageError, sqlite3.Error) as error:
                 raise PermanentError(Reason.LOG_DAMAGED, f"{self._files.main}: {error}") from error
 
     async def checkpoint(self) -> None:
@@ -413,21 +439,22 @@ class SqliteLog:
             TransientError: ``log_disk_full``: the events stay in the -wal, nothing is lost.
             OutcomeUnknownError: ``log_write_failed``: nothing is lost, but the log must be reopened.
         """
+        await _load_sqlalchemy()
         async with self._lock:
             self._check_usable()
             try:
                 # PASSIVE waits for nobody and leaves the -wal's blocks for the next batches.
                 await self._sql("PRAGMA wal_checkpoint(PASSIVE)")
-            except DBAPIError as error:
-                raise self._failed(_cause(error)) from error
+            except sqlite3.Error as error:
+                raise self._failed(error) from error
             self.restore_reserve()
 
     async def _checkpoint_in_need(self) -> None:
         """Empty a -wal that grew too long. The batch is durable already, so this never fails it."""
         try:
             await self._sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        except DBAPIError as error:
-            self._failed(_cause(error))
+        except sqlite3.Error as error:
+            self._failed(error)
         # A reader can hold it up: then the next try is a quarter further on.
         size = self._files.wal_bytes()
         self._wal_threshold = max(self._wal_bytes_max, size + self._wal_bytes_max // 4 if size else 0)
@@ -437,16 +464,30 @@ class SqliteLog:
         return self._files.restore_reserve()
 
     async def _sql(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        if self._connection is None:
-            raise InvariantBrokenError("the log is not open")
-        result = await self._connection.exec_driver_sql(query, parameters)
-        return [tuple(row) for row in result.fetchall()] if result.returns_rows else []
+        """Run one statement that is no batch.
+
+        Raises:
+            sqlite3.Error: What SQLite said.
+        """
+        connection = await self._alchemy()
+        from sqlalchemy.exc import DBAPIError
+
+        try:
+            result = await connection.exec_driver_sql(query, parameters)
+            return [tuple(row) for row in result.fetchall()] if result.returns_rows else []
+        except DBAPIError as error:
+            raise _cause(error) from error
 
     def _check_usable(self) -> None:
-        if self._connection is None:
+        if self._driver is None:
             raise InvariantBrokenError("the log is not open")
         if self._failure:
             raise OutcomeUnknownError(Reason.LOG_WRITE_FAILED, f"reopen the log first: {self._failure}")
+
+
+async def _load_sqlalchemy() -> None:
+    """Import it on a thread; to be awaited before the lock is taken, so that no batch waits for it."""
+    await asyncio.to_thread(importlib.import_module, "sqlalchemy.ext.asyncio")
 
 
 def _cause(error: DBAPIError) -> sqlite3.Error:
