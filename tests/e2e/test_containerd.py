@@ -25,6 +25,7 @@ from tests.e2e.containerd import (
     remove_leftovers,
     share_netns_directory,
 )
+from tests.e2e.disk import DIRECTORY, require_disk
 from vpccni.events.sandbox import LeaseEnded
 from vpccni.lab.ec2 import Timing, small_region
 from vpccni.lab.fabric.enter import find_program
@@ -35,7 +36,6 @@ from vpccni.replay.reader import open_log
 
 pytestmark = [pytest.mark.netns, pytest.mark.root, pytest.mark.slow]
 
-DIRECTORY = Path(__file__).parents[2] / "build" / "e2e"
 SETTINGS = {"WARM_IP_TARGET": "4"}
 LATENCY_S = {"*": 0.05}
 TIMING = Timing(attach_settle_s=0.1, detach_settle_s=0.2, link_delay_s=0.05)
@@ -53,6 +53,7 @@ class Cluster:
 
     async def add_node(self, name, image, stack):
         node = await self.lab.add_node(name, "m5.large", subnet=len(self.nodes))
+        require_disk(node.places.state)
         runtime = Containerd(self.lab, node)
         flags = ("--cni-results-dir", str(runtime.results), "--boot-id-path", BOOT_ID)
         self.nodes.append(node)

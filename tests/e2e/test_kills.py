@@ -19,19 +19,17 @@ import signal
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
+from tests.e2e.disk import DIRECTORY, require_disk
 from tests.e2e.load import Load, kill_an_executable
 from vpccni.lab.audit import orphan_enis, ping_each_other, ping_internet, replay, secondaries, strays
 from vpccni.lab.ec2 import Fault, Timing, small_region
 from vpccni.lab.lab import Lab
-from vpccni.lab.places import volatile_filesystem
 
 pytestmark = [pytest.mark.netns, pytest.mark.root, pytest.mark.slow]
 
-DIRECTORY = Path(__file__).parents[2] / "build" / "e2e"
 KILLS = int(os.environ.get("VPCCNI_KILLS", "50"))
 SEED = int(os.environ.get("VPCCNI_KILLS_SEED", "1"))
 
@@ -74,17 +72,6 @@ async def one_node(name, settings):
         await lab.start_agent(node, settings)
         await lab.wait_ready(node)
         yield lab, node
-
-
-def require_disk(directory):
-    """A log on a filesystem that forgets proves nothing. Where the tests count, that is a failure."""
-    kind = volatile_filesystem(directory)
-    if not kind:
-        return
-    why = f"{directory} is on {kind}: this test needs the checkout on a disk"
-    if os.environ.get("CI"):
-        pytest.fail(why)
-    pytest.skip(why)
 
 
 def broken_entries(spool):
