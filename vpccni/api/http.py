@@ -1,7 +1,8 @@
 """The Unix socket: aiohttp around handlers that know nothing of it.
 
-Bounded in size (1 MiB), in time (a body must come within 10 s), and in number (of requests by the CNI service, of
-followers here). Only uid 0 is answered: asked of the kernel (``SO_PEERCRED``), whatever the file's mode is.
+Bounded in size (1 MiB), in time (a head must come within 15 s, its body within 10 s more), and in number (of
+requests by the CNI service, of followers here). A client that goes away cancels its request. Only uid 0 is
+answered: asked of the kernel (``SO_PEERCRED``), whatever the file's mode is.
 """
 
 from __future__ import annotations
@@ -10,17 +11,29 @@ import asyncio
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
 
 from vpccni.errors import PermanentError, Reason, sentence
 
 BODY_MAX: Final = 1024 * 1024
 BODY_TIMEOUT_S: Final = 10.0
+IDLE_TIMEOUT_S: Final = 15.0
+"""From connecting, or from the last answer, to the end of the next request's head."""
+LINGERING_S: Final = 1.0
+"""So long the rest of a refused body is read, so that its sender reads the refusal before the end."""
+STOP_STEP_S: Final = 1.0
+"""Requests under way at the end have this long to finish, and as long again after they were cancelled."""
+POSITION_MAX: Final = 2**63 - 1
 BACKLOG: Final = 2048
 FOLLOWERS_MAX: Final = 32
 EVENTS_MAX: Final = 10_000
@@ -54,7 +67,7 @@ class Handlers(Protocol):
     def is_ready(self) -> tuple[bool, Any]:
         """``GET /readyz``."""
 
-    def events(self, after: int, limit: int, follow: bool) -> AsyncIterator[bytes]:
+    def events(self, after: int, limit: int, follow: bool) -> AsyncGenerator[bytes, None]:
         """``GET /v1/events``: lines of JSON."""
 
 
@@ -96,8 +109,16 @@ class SocketServer:
         except OSError as error:
             listener.close()
             raise PermanentError(Reason.BAD_SETTING, f"cannot listen on {self._path}: {error}") from error
-        server = web.Server(self._handle, access_log=None, client_max_size=BODY_MAX, keepalive_timeout=15)
-        self._runner = web.ServerRunner(server, handler_cancellation=True, shutdown_timeout=2.0)
+        # Only what RequestHandler takes: with one argument too many aiohttp drops all of them.
+        server = web.Server(
+            self._handle,
+            request_factory=_request,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=IDLE_TIMEOUT_S,
+            lingering_time=LINGERING_S,
+        )
+        self._runner = web.ServerRunner(server, shutdown_timeout=STOP_STEP_S)
         await self._runner.setup()
         await web.SockSite(self._runner, listener, backlog=BACKLOG).start()
 
@@ -144,20 +165,36 @@ class SocketServer:
             after = int(request.query.get("after", "0"))
             limit = min(int(request.query.get("limit", "1000")), EVENTS_MAX)
         except ValueError:
-            return _json(400, _problem(Reason.BAD_REQUEST, "after and limit are whole numbers"))
+            after = limit = -1
+        if after > POSITION_MAX or after < 0:
+            return _json(400, _problem(Reason.BAD_REQUEST, "after and limit are whole numbers from 0 on"))
         follow = request.query.get("follow", "") not in ("", "0", "false")
         if follow and self._followers >= FOLLOWERS_MAX:
             return _json(503, _problem(Reason.TOO_BUSY, f"{FOLLOWERS_MAX} followers already"))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
+        if request.method == "HEAD":
+            return response
         self._followers += follow
         try:
-            async for line in self._handlers.events(max(0, after), max(1, limit), follow):
-                await response.write(line)
+            async with aclosing(self._handlers.events(after, max(1, limit), follow)) as lines:
+                async for line in lines:
+                    await response.write(line)
         finally:
             self._followers -= follow
         await response.write_eof()
         return response
+
+
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> web.BaseRequest:
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=BODY_MAX)
 
 
 def _peer_uid(request: web.BaseRequest) -> int:
