@@ -112,14 +112,18 @@ class Demo:
         self._plan = plan
         self._progress = progress
         self._unreached: frozenset[str] = frozenset()
+        self._first: list[Sandbox] = []
 
-    async def run(self) -> DemoReport:
-        """Do every step, checking as it goes; a step that fails outright ends the run. Never raises for that."""
+    async def run(self, until: str = "replay") -> DemoReport:
+        """Do every step up to ``until``, checking as it goes.
+
+        A step that fails outright ends the run; that is in the report, and nothing is raised for it.
+        """
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._progress.watch(self.lab), name="watch the demo")
             try:
-                await self._steps()
+                await self._steps(until)
                 self.report.is_complete = True
             except _StepFailedError:
                 pass  # it is in the report
@@ -129,16 +133,22 @@ class Demo:
         self.report.took_s = round(time.monotonic() - began, 1)
         return self.report
 
-    async def _steps(self) -> None:
-        await self._boot_region()
-        await self._start_agents()
-        first = await self._start_pods()
-        await self._ping("ping")
-        await self._burst()
-        await self._kill_in_a_burst()
-        await self._delete_all()
-        await self._watch_it_shrink()
-        await self._ask_replay(first)
+    async def _steps(self, until: str) -> None:
+        carried_out = {
+            "region": self._boot_region,
+            "agents": self._start_agents,
+            "pods": self._start_pods,
+            "ping": self._ping,
+            "burst": self._burst,
+            "kill": self._kill_in_a_burst,
+            "delete": self._delete_all,
+            "shrink": self._watch_it_shrink,
+            "replay": self._ask_replay,
+        }
+        for key in STEPS:
+            await carried_out[key]()
+            if key == until:
+                return
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -159,18 +169,18 @@ class Demo:
                 await self.lab.wait_ready(node)
             say(f"both ready {time.monotonic() - began:.1f} s after their start, with empty logs")
 
-    async def _start_pods(self) -> list[Sandbox]:
+    async def _start_pods(self) -> None:
         async with self._step("pods") as say:
             on_a = min(self._plan.pods // 2, _ON_A_MAX)
             wanted = {"a": on_a, "b": self._plan.pods - on_a}
             started = await self._add({name: (f"web-{name}", count) for name, count in wanted.items()})
             self._check("pods started", len(started) == self._plan.pods, self._failures())
             latencies = [sandbox.latency_ms for sandbox in started]
+            self._first = started
             say(f"{len(started)} of {self._plan.pods} pods, ADD p50 {percentile(latencies, 0.5):.0f} ms")
-        return started
 
-    async def _ping(self, step: str) -> None:
-        async with self._step(step) as say:
+    async def _ping(self) -> None:
+        async with self._step("ping") as say:
             say(await self._ping_everything())
 
     async def _burst(self) -> None:
@@ -252,8 +262,9 @@ class Demo:
             self._check("no orphan ENI", not orphans, "; ".join(orphans))
             say(f"{_counts(before)} → {_counts(now)} addresses in {time.monotonic() - began:.0f} s")
 
-    async def _ask_replay(self, first: list[Sandbox]) -> None:
+    async def _ask_replay(self) -> None:
         async with self._step("replay") as say:
+            first = self._first
             await self._verify_logs()
             wrong = await self._ask_for_each(first)
             self._check("replay knows the dead", not wrong, "; ".join(wrong[:2]))
