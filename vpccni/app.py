@@ -13,7 +13,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -198,7 +198,8 @@ class Clients:
         self._ec2: Any = None
         self._kubernetes: KubernetesNode | None = None
         self._is_kubernetes_known = False
-        self.region = ""
+        self.observed_region: Callable[[], str] = str
+        """What IMDS said of the region; empty while nothing is known. For nodes that are told of none."""
 
     async def ec2(self) -> Ec2:
         """The EC2 client. Raises ``TransientError`` while it cannot be opened."""
@@ -212,7 +213,7 @@ class Clients:
                     timeout_s=max(10.0, float(self._settings.http_timeout_s)),
                 )
                 self._stack.push_async_callback(self._ec2.close)
-            self._ec2.use_region(self.region)
+            self._ec2.use_region(self.observed_region())
         client: Ec2 = self._ec2
         return client
 
@@ -265,6 +266,7 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
             spool=spool,
         )
         agent = Agent(settings, ports, random.Random(options.seed))  # noqa: S311 - jitter, no secret
+        clients.observed_region = agent.observed_region
         stack.push_async_callback(agent.stop)
         await _start(agent)
         site = Site(agent, clients, log)
@@ -303,7 +305,7 @@ async def _serve(
 ) -> None:
     async with asyncio.TaskGroup() as group:
         running = group.create_task(agent.run(), name="agent")
-        helpers = [group.create_task(_follow_region(agent, clients), name="region")]
+        helpers: list[asyncio.Task[None]] = []
         if options.install_conf is not None:
             helpers.append(
                 group.create_task(_install_when_ready(agent, settings, options, paths), name="conflist")
@@ -319,14 +321,6 @@ async def _serve(
             _log.warning("stopped_with_requests_under_way")
         for task in (running, *helpers):
             task.cancel()
-
-
-async def _follow_region(agent: Agent, clients: Clients) -> None:
-    """The region, where neither settings nor environment name one, is what IMDS said."""
-    while not clients.region:
-        instance = agent.writer.state.instance
-        clients.region = instance.region if instance is not None else ""
-        await asyncio.sleep(0.1)
 
 
 async def _install_when_ready(

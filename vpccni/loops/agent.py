@@ -160,6 +160,11 @@ class Agent:
             manages_untagged=self.settings.manage_untagged_eni,
         )
 
+    def observed_region(self) -> str:
+        """The region that IMDS named; empty while it has not."""
+        instance = self.writer.state.instance
+        return instance.region if instance is not None else ""
+
     def now(self) -> Stamp:
         """The stamp of this instant."""
         return self._ports.clock.now()
