@@ -22,7 +22,8 @@ INSTANCE_TAG: Final = "node.k8s.amazonaws.com/instance_id"
 NO_MANAGE_TAG: Final = "node.k8s.amazonaws.com/no_manage"
 
 SETTLING_S: Final = 60.0
-"""For this long after our own call, Describe's silence about its result is lag, not news."""
+"""For this long after our own call, Describe's silence about its result is lag, not news; nor is it news that
+Describe still lists what we gave back: it may be another node's by now."""
 
 READINGS_TO_BELIEVE: Final = 2
 
@@ -102,7 +103,11 @@ def _compare_known(
     if not held.managed:
         return events
     believed = set(before.cidrs) if before is not None else set()
-    fresh = tuple(cidr for cidr in facts.cidrs if cidr not in held.cidrs and cidr in believed)
+    fresh = tuple(
+        cidr
+        for cidr in facts.cidrs
+        if cidr not in held.cidrs and cidr in believed and not _left_lately(state, held, cidr, now)
+    )
     if fresh:
         events.append((address.CidrsOwned(eni=facts.id, cidrs=fresh, source="describe"), 0))
     released: list[Cidr] = []
@@ -121,6 +126,12 @@ def _compare_known(
     if released:
         events.append((address.CidrsReleased(eni=facts.id, cidrs=tuple(released), source="describe"), 0))
     return events
+
+
+def _left_lately(state: State, held: Eni, cidr: Cidr, now: Stamp) -> bool:
+    """Whether EC2 took a CIDR away so shortly ago that a reading which lists it is old."""
+    said = held.released.get(cidr)
+    return said is not None and state.elapsed_s(said.stamp, now) < SETTLING_S
 
 
 def _missing_eni(state: State, held: Eni, now: Stamp, cooldown_s: float) -> list[Caused]:

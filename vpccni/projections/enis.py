@@ -33,6 +33,7 @@ class Eni(msgspec.Struct, kw_only=True):
         is_kept_safe: It will be deleted with the instance (DeleteOnTermination).
         suspected: How many readings in a row did not list it.
         lease_count: Open leases on it.
+        released: CIDRs that left it lately, by the record that said so: a Describe that lags still lists them.
         adopted: When it came.
     """
 
@@ -53,6 +54,7 @@ class Eni(msgspec.Struct, kw_only=True):
     lease_count: int = 0
     adopted: Stamp
     cidrs: dict[Cidr, OwnedCidr]
+    released: dict[Cidr, Record] = {}
     records: dict[str, Record]
 
     @property

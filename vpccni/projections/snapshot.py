@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from vpccni.events.address import CidrsOwned
+from vpccni.events.address import CidrsOwned, CidrsReleased
 from vpccni.events.codec import Record
 from vpccni.model import Cidr
 from vpccni.projections.state import State
@@ -34,10 +34,15 @@ def snapshot_of(state: State) -> tuple[Record, ...]:
         for cidr, owned in held.cidrs.items():
             owned_by.setdefault(owned.record.seq, []).append(cidr)
             kept.setdefault(owned.record.seq, owned.record)
-        for seq, cidrs in owned_by.items():
+        released_by: dict[int, list[Cidr]] = {}
+        for cidr, record in held.released.items():
+            released_by.setdefault(record.seq, []).append(cidr)
+            kept.setdefault(record.seq, record)
+        # Only what still holds of each record, so that what happened to the rest since stays true.
+        for seq, cidrs in (*owned_by.items(), *released_by.items()):
             whole = kept[seq]
-            if isinstance(whole.event, CidrsOwned):
-                event = CidrsOwned(eni=held.facts.id, cidrs=tuple(cidrs), source=whole.event.source)
+            if isinstance(whole.event, (CidrsOwned, CidrsReleased)):
+                event = msgspec.structs.replace(whole.event, cidrs=tuple(cidrs))
                 kept[seq] = Record(whole.seq, whole.stamp, event, whole.cause)
     for lease in state.leases.values():
         for record in lease.records.values():
@@ -94,6 +99,7 @@ def picture(state: State) -> dict[str, Any]:
                 "suspected": held.suspected,
                 "lease_count": held.lease_count,
                 "adopted": _plain(held.adopted),
+                "released": {cidr: record.seq for cidr, record in sorted(held.released.items())},
                 "cidrs": {
                     cidr: [owned.record.seq, owned.suspected] for cidr, owned in sorted(held.cidrs.items())
                 },

@@ -27,6 +27,8 @@ from vpccni.projections.enis import Eni, Intent, OwnedCidr
 from vpccni.projections.leases import Lease, Rest
 from vpccni.projections.rest import BootMark, elapsed_ns
 
+_RELEASES_KEPT_NS = 120 * 10**9
+"""A release is remembered for as long as a Describe may lag, twice over."""
 _BOOTS_KEPT = 8
 """Boot changes remembered: rests are seconds long, so one would do; a few more cost nothing."""
 
@@ -236,6 +238,7 @@ class State:
             lease_count=before.lease_count if before else 0,
             adopted=before.adopted if before else record.stamp,
             cidrs=before.cidrs if before else {},
+            released=before.released if before else {},
             # The first adoption stays: in a snapshot everything else about the ENI follows it.
             records={**before.records, "adopted again": record} if before else {"adopted": record},
         )
@@ -293,6 +296,7 @@ class State:
         held = self._eni(event.eni, record)
         for cidr in event.cidrs:
             held.cidrs.setdefault(cidr, OwnedCidr(record))
+            held.released.pop(cidr, None)
             # EC2 may give an address again before we learned that another ENI of ours lost it: whatever ends
             # there later must not forget that it rests here.
             for other in self.enis.values():
@@ -308,6 +312,11 @@ class State:
             if cidr in held.cidrs:
                 self._disown(held, cidr)
                 self._forget_rests(cidr)
+            if event.source != "describe":
+                held.released[cidr] = record
+        held.released = {
+            cidr: said for cidr, said in held.released.items() if _is_recent(said.stamp, record.stamp)
+        }
 
     def _cidr_suspected(self, record: Record, event: address.CidrSuspected) -> None:
         held = self._eni(event.eni, record)
@@ -438,6 +447,10 @@ class State:
     def _unknown(self, record: Record, event: UnknownEvent) -> None:
         if event.must_understand:
             self.unknown_kinds.add(event.kind)
+
+
+def _is_recent(then: Stamp, now: Stamp) -> bool:
+    return then.boot_id == now.boot_id and now.boottime_ns - then.boottime_ns < _RELEASES_KEPT_NS
 
 
 _FOLDS: dict[type, Callable[[State, Record, Any], None]] = {
