@@ -11,9 +11,10 @@ import asyncio
 import gc
 import os
 import random
+import resource
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +46,8 @@ STOP_DEADLINE_S: Final = 4.0
 """Less than half of terminationGracePeriodSeconds (10): what is not answered by then is asked again."""
 LOCK_PATIENCE_S: Final = 10.0
 """The agent before us may still be finishing."""
+FILES_MAX: Final = 8192
+"""Open files: twice what the socket's backlog and the requests in flight can be together."""
 LOG_NAME: Final = "events.sqlite"
 SOCKET_NAME: Final = "vpccni.sock"
 _FOLLOW_PAGE: Final = 500
@@ -125,6 +128,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> i
         print(f"vpccni agent: {sentence(refused.reason, refused.detail)}", file=sys.stderr)  # noqa: T201 - no log yet
         return 2
     _set_up_log(settings, options.log_format)
+    _allow_many_files()
     for warning in settings.warnings:
         _log.warning("setting", detail=warning)
     try:
@@ -236,6 +240,14 @@ class Clients:
         return dict(self._ec2.calls) if self._ec2 is not None else {}
 
 
+def _allow_many_files() -> None:
+    """Each connection is one: a burst of ADDs on a large node is more than the 1,024 usually given."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(FILES_MAX, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def _run(settings: Settings, options: argparse.Namespace) -> None:
     paths = _paths(options)
     stop = asyncio.Event()
@@ -312,7 +324,7 @@ async def _serve(
             )
         await stop.wait()
         _log.info("stopping")
-        site.is_stopping = True
+        site.begin_stop()
         agent.begin_stop()
         try:
             async with asyncio.timeout(STOP_DEADLINE_S):
@@ -352,6 +364,7 @@ class Site:
         self._agent = agent
         self._clients = clients
         self._log = log
+        self._followers: list[asyncio.Event] = []
         self.is_stopping = False
 
     async def cni(self, body: bytes) -> Reply:
@@ -392,7 +405,13 @@ class Site:
             "message": sentence(refused.reason, refused.detail),
         }
 
-    async def events(self, after: int, limit: int, follow: bool) -> AsyncIterator[bytes]:
+    def begin_stop(self) -> None:
+        """Let the followers go: they would hold up the end of the socket."""
+        self.is_stopping = True
+        for news in self._followers:
+            news.set()
+
+    async def events(self, after: int, limit: int, follow: bool) -> AsyncGenerator[bytes, None]:
         """Records as lines of JSON, from the log itself; then, when followed, as they become durable."""
         news = asyncio.Event()
 
@@ -400,9 +419,10 @@ class Site:
             news.set()
 
         forget = self._agent.writer.subscribe(tell)
+        self._followers.append(news)
         try:
             position, sent = after, 0
-            while follow or sent < limit:
+            while (follow or sent < limit) and not self.is_stopping:
                 news.clear()
                 page = await self._log.read(
                     Seq(position), min(_FOLLOW_PAGE, limit if follow else limit - sent)
@@ -421,4 +441,5 @@ class Site:
                 except TimeoutError:
                     yield b"\n"  # Finds out whether the follower is still there.
         finally:
+            self._followers.remove(news)
             forget()
