@@ -39,6 +39,7 @@ pytestmark = [pytest.mark.netns, pytest.mark.root, pytest.mark.slow]
 SETTINGS = {"WARM_IP_TARGET": "4"}
 LATENCY_S = {"*": 0.05}
 TIMING = Timing(attach_settle_s=0.1, detach_settle_s=0.2, link_delay_s=0.05)
+GONE_TIMEOUT_S = 10.0
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 """The executables run without the lab's own setting here, so they name the machine's boot."""
 
@@ -74,6 +75,15 @@ class Cluster:
         status, said = await self.runtimes[node.name].cri.exec(pod.container, command, *words)
         assert status == 0, f"{node.name}/{pod.name}: {command} {' '.join(words)}: {said}"
         return said
+
+    async def wait_without_pod_links(self, node):
+        """A veth goes when the kernel has taken its namespace down, a moment after the runtime let go of it."""
+        async with asyncio.timeout(GONE_TIMEOUT_S):
+            while True:
+                listed = await self.lab.fabric.exec_in(node.namespace, ["ip", "-j", "link"])
+                if not any(link["ifname"].startswith("eni") for link in json.loads(listed.stdout)):
+                    return
+                await asyncio.sleep(0.05)
 
     async def leases(self, node):
         return {pod["name"]: pod for pod in await node.client.get("/v1/pods")}
@@ -142,8 +152,7 @@ async def test_containers_have_their_leases_addresses_and_reach_each_other_and_t
         gone = sum(pod_node is node for pod_node, _ in pods)
         assert sum(row["resting"] for row in await node.client.get("/v1/enis")) == gone
         assert causes_of_ends(node.places.events) == ["del"] * gone
-        links = json.loads((await lab.fabric.exec_in(node.namespace, ["ip", "-j", "link"])).stdout)
-        assert [link["ifname"] for link in links if link["ifname"].startswith("eni")] == []
+        await cluster.wait_without_pod_links(node)
         assert list(cluster.runtimes[node.name].results.glob("aws-cni-*")) == []
 
 
