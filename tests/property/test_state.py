@@ -26,6 +26,7 @@ from vpccni.planner import commands as c
 from vpccni.planner.lifecycle import next_effects
 from vpccni.planner.view import views_of
 from vpccni.planner.warm_pool import Constraints, CreateEni, Demand, GrowEni, ReleaseCidrs, RemoveEni, plan
+from vpccni.projections.leases import Lease
 from vpccni.projections.snapshot import picture, restore, snapshot_of
 
 EXPLORING = bool(os.environ.get("EXPLORE"))
@@ -175,6 +176,12 @@ class NodeMachine(RuleBasedStateMachine):
             assert (held.phase, held.is_link_ready, held.is_retiring) == ("attached", True, False)
             assert Cidr(f"{node.address(name)}/32") not in node.state.cidrs_under_release()
 
+    @rule(names=st.lists(NAMES, min_size=1, unique=True))
+    def run_pods(self, names):
+        for name in names:
+            self.add(name)
+            self.wire(name)
+
     @rule(name=NAMES, was_wired=st.booleans())
     def fail_add(self, name, was_wired):
         answer = self.ask(c.Add(key=key_of(name), pod=pod_of(name), netns="/netns"))
@@ -190,10 +197,13 @@ class NodeMachine(RuleBasedStateMachine):
         )
         assert not (is_new and self.node.state.lease_of(key_of(name)))
 
-    @rule(name=NAMES)
     def wire(self, name):
         if self.node.state.lease_of(key_of(name)) is not None:
             self.node.wire(name)
+
+    def some_lease(self, data) -> Lease:
+        leases = self.node.state.leases
+        return leases[data.draw(st.sampled_from(sorted(leases)))]
 
     @rule(name=NAMES)
     def delete(self, name):
@@ -202,38 +212,38 @@ class NodeMachine(RuleBasedStateMachine):
         again = self.node.decide(c.EndLease(key=key_of(name), cause="del"))
         assert again == c.Decision(), "a second DEL succeeds and does nothing"
 
-    @rule(name=NAMES, age_s=st.sampled_from([0.5, 40.0]))
-    def spooled_delete(self, name, age_s):
+    @precondition(lambda self: self.node.state.leases)
+    @rule(data=st.data(), age_s=st.sampled_from([0.5, 40.0]))
+    def delete_from_the_spool(self, data, age_s):
         """A DEL that was written some time ago does not end a lease that is younger."""
-        lease, now = self.node.state.lease_of(key_of(name)), self.node.now
+        lease, now = self.some_lease(data), self.node.now
         written = now.boottime_ns - round(age_s * 1e9)
         self.ask(
             c.EndLease(
-                key=key_of(name),
+                key=lease.key,
                 cause="del",
                 witnesses=("spool",),
                 written_boot_id=now.boot_id,
                 written_boottime_ns=written,
             )
         )
-        if lease is not None and lease.opened.boottime_ns > written:
-            assert self.node.state.lease_of(key_of(name)) is not None
+        assert (lease.id in self.node.state.leases) == (lease.opened.boottime_ns > written)
 
     @rule()
     def unwire(self):
         self.ask(c.NoteUnwired(tuple(self.node.state.standing)))
 
-    @rule(name=NAMES, is_alive=st.booleans())
-    def doubt(self, name, is_alive):
-        lease = self.node.state.lease_of(key_of(name))
-        if lease is not None:
-            self.keeps_leases(c.NoteWitness(lease=lease.id, witness="kernel", is_alive=is_alive))
+    @precondition(lambda self: self.node.state.leases)
+    @rule(data=st.data(), is_alive=st.booleans())
+    def doubt(self, data, is_alive):
+        lease = self.some_lease(data)
+        self.keeps_leases(c.NoteWitness(lease=lease.id, witness="kernel", is_alive=is_alive))
 
-    @rule(name=NAMES)
-    def sweep(self, name):
-        lease = self.node.state.lease_of(key_of(name))
-        if lease is not None and lease.quarantined is not None:
-            self.ask(c.EndByWitnesses(lease=lease.id, witnesses=("kernel", "api server")))
+    @precondition(lambda self: any(one.quarantined for one in self.node.state.leases.values()))
+    @rule()
+    def sweep(self):
+        lease = next(one for one in self.node.state.leases.values() if one.quarantined)
+        self.ask(c.EndByWitnesses(lease=lease.id, witnesses=("kernel", "api server")))
 
     # -- EC2 --------------------------------------------------------------------------------------
 
@@ -300,7 +310,7 @@ class NodeMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), kind=st.sampled_from(["unassign", "detach", "delete"]))
     def intend_something_wild(self, data, kind):
-        """A plan of a planner gone mad: the check at the door holds all the same."""
+        """A plan of a planner gone mad: what the check at the door lets through is done."""
         held = self.node.state.enis[data.draw(st.sampled_from(sorted(self.node.state.enis)))]
         cidrs: tuple[Cidr, ...] = ()
         if kind == "unassign":
@@ -369,6 +379,19 @@ class NodeMachine(RuleBasedStateMachine):
         self.keeps_leases(c.ReadEc2(enis=tuple(enis), previous=self.previous))
         self.previous = tuple(enis)
 
+    @rule(times=st.integers(1, 3), denies_enis=st.booleans())
+    def ec2_denies_everything(self, times, denies_enis):
+        """Only the primary ENI is listed, or every ENI without its addresses, again and again."""
+        for _ in range(times):
+            self.wait(61.0)
+            seen = tuple(
+                msgspec.structs.replace(facts, cidrs=() if not denies_enis else facts.cidrs)
+                for facts in self.world.attached()
+                if facts.device == 0 or not denies_enis
+            )
+            self.keeps_leases(c.ReadEc2(enis=seen, previous=self.previous))
+            self.previous = seen
+
     @rule()
     def adopt_left_behind(self):
         loose = [facts for facts in self.world.enis.values() if not facts.attachment]
@@ -431,6 +454,33 @@ class NodeMachine(RuleBasedStateMachine):
         assert self.node.state.by_address == self.holder
 
     @invariant()
+    def nothing_in_use_can_be_given_back(self):
+        """Asked of every ENI and every address that is leased or resting, whatever a plan may say."""
+        in_use = set(self.not_free())
+        for eni, held in self.node.state.enis.items():
+            inside = [cidr for cidr in held.cidrs if Address(cidr[:-3]) in in_use]
+            asked = [EffectIntended(kind="unassign", eni=eni, cidrs=(cidr,)) for cidr in inside]
+            if inside:
+                asked += [EffectIntended(kind="unassign", eni=eni, cidrs=tuple(held.cidrs))]
+                asked += [EffectIntended(kind="detach", eni=eni, attachment=held.attachment)]
+            if held.lease_count:
+                asked += [EffectIntended(kind="delete", eni=eni)]
+            for wanted in asked:
+                assert isinstance(self.node.decide(c.Intend(wanted)), Refused), (
+                    f"{wanted.kind} {wanted.cidrs}"
+                )
+
+    @invariant()
+    def the_next_pod_gets_an_address_that_is_free(self):
+        answer = self.node.decide(c.Add(key=key_of("next"), pod=pod_of("next"), netns="/netns"))
+        if not isinstance(answer, c.Decision):
+            return
+        (event,) = [event for event, _ in answer.events if isinstance(event, AddressAssigned)]
+        (binding,) = event.bindings
+        assert binding.address not in self.not_free()
+        assert Cidr(f"{binding.address}/32") not in self.node.state.cidrs_under_release()
+
+    @invariant()
     def every_way_to_the_state_leads_to_the_same(self):
         live = picture(self.node.state)
         assert live == picture(self.node.folded())
@@ -467,8 +517,8 @@ class NodeMachine(RuleBasedStateMachine):
 
 
 NodeMachine.TestCase.settings = settings(
-    max_examples=int(os.environ["EXPLORE"]) if EXPLORING else 40,
-    stateful_step_count=60 if EXPLORING else 40,
+    max_examples=int(os.environ["EXPLORE"]) if EXPLORING else 50,
+    stateful_step_count=60 if EXPLORING else 50,
     deadline=None,
     derandomize=not EXPLORING,
     database=None,
