@@ -495,7 +495,7 @@ class Site:
         return True, {}
 
     async def events(self, after, limit, follow):
-        for line in ():
+        for line in list[bytes]():
             yield line
 
 
