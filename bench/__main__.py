@@ -26,26 +26,13 @@ def sections() -> dict[str, Section]:
         "restart": start.restarts,
         "cold": cold.burst,
         "churn": cold.churn,
-        "memory": footprint.memory,
+        "footprint": footprint.footprint,
         "imports": footprint.imports,
-        "idle": footprint.idle,
         "pieces": pieces.pieces,
     }
 
 
-SECTIONS = (
-    "warm",
-    "at-once",
-    "soak",
-    "start",
-    "restart",
-    "cold",
-    "churn",
-    "memory",
-    "imports",
-    "idle",
-    "pieces",
-)
+SECTIONS = ("warm", "at-once", "soak", "start", "restart", "cold", "churn", "footprint", "imports", "pieces")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

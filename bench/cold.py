@@ -48,7 +48,7 @@ async def burst(quick: bool) -> list[Result]:
 
 async def churn(quick: bool) -> list[Result]:
     """Four short-lived pods a second, cooldown 30 s, 29 addresses at first."""
-    count = 60 if quick else 120
+    count = 40 if quick else 120
     environment = {"MINIMUM_IP_TARGET": "29", "WARM_IP_TARGET": "1", "VPCCNI_MAX_PODS": "234"}
     async with (
         stage("churn", latency_s=LATENCY_S) as lab,

@@ -20,40 +20,37 @@ from bench.stage import FILLED, FULL_NODE, FULL_NODE_ADDRESSES, ROOT, Bench, num
 RSS_LIMIT_MIB: Final = 130.0
 CPU_LIMIT_S: Final = 0.035
 IMPORTS_SHOWN: Final = 12
+AT_REST_S: Final = 18.0
+"""After so long an agent that is left alone has loaded what it loads late, and has tidied its log."""
 _SCRATCH: Final = ROOT / "build" / "bench" / "labs"
 
 
-async def memory(quick: bool) -> list[Result]:
-    """Resident memory with no, some and as many pods as there are addresses, every client loaded."""
-    results = []
-    async with _whole_agent("memory") as bench:
-        have = 0
-        for pods in (0, 110, FULL_NODE_ADDRESSES):
-            await bench.add_pods(numbered("pod", pods - have, have))
-            have = pods
-            await asyncio.sleep(1.0 if quick else 3.0)
-            results.append(
-                counted(f"rss_with_{pods}_pods", rss_mib(bench.pid), n=1, unit="MiB", limit=RSS_LIMIT_MIB)
-            )
-    return results
-
-
-async def idle(quick: bool) -> list[Result]:
-    """A minute of nothing, with eight ENIs and 110 pods."""
-    seconds = 15.0 if quick else 62.0
-    async with _whole_agent("idle") as bench:
+async def footprint(quick: bool) -> list[Result]:
+    """An agent on a full node with every client loaded: its memory, and a minute of nothing with 110 pods."""
+    seconds = 10.0 if quick else 62.0
+    async with _whole_agent("footprint") as bench:
+        await asyncio.sleep(AT_REST_S)
+        results = [_rss(bench, 0)]
         await bench.add_pods(numbered("pod", 110))
-        await asyncio.sleep(3.0 if quick else 20.0)  # what a start leaves to tidy is no idling
+        results.append(_rss(bench, 110))
+        await asyncio.sleep(AT_REST_S / 3 if quick else AT_REST_S)
         imds, journal = bench.lab.region.imds, bench.lab.region.journal
         before = (cpu_s(bench.pid), len(journal), imds.request_count)
         await asyncio.sleep(seconds)
         after = (cpu_s(bench.pid), len(journal), imds.request_count)
+        await bench.add_pods(numbered("pod", FULL_NODE_ADDRESSES - 110, 110))
+        results.append(_rss(bench, FULL_NODE_ADDRESSES))
     cpu, calls, reads = ((late - early) * 60.0 / seconds for early, late in zip(before, after, strict=True))
     return [
+        *results,
         counted("idle_cpu_per_minute", cpu, n=1, unit="s", limit=CPU_LIMIT_S),
         counted("idle_ec2_calls_per_minute", calls, n=1, unit="1/min", limit=0),
         counted("idle_imds_reads_per_minute", reads, n=1, unit="1/min", limit=8),
     ]
+
+
+def _rss(bench: Bench, pods: int) -> Result:
+    return counted(f"rss_with_{pods}_pods", rss_mib(bench.pid), n=1, unit="MiB", limit=RSS_LIMIT_MIB)
 
 
 async def imports(quick: bool) -> list[Result]:

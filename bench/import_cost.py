@@ -71,11 +71,14 @@ class Weigher(importlib.abc.MetaPathFinder):
 
 
 def main() -> None:
-    """Weigh ``vpccni.app``."""
+    """Weigh ``vpccni.app``, imported as the agent's entry does."""
     weigher = Weigher()
     sys.path.insert(0, os.getcwd())
     began, before = time.perf_counter(), _resident()
     sys.meta_path.insert(0, weigher)
+    from vpccni.__main__ import _import_structlog_alone
+
+    _import_structlog_alone()
     import vpccni.app  # noqa: F401
 
     sys.meta_path.remove(weigher)
