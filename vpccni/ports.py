@@ -87,6 +87,9 @@ class EventLog(Protocol):
             TransientError: ``log_disk_full``; nothing was stored.
         """
 
+    def restore_reserve(self) -> bool:
+        """Whether the space kept for DELs on a full disk is there, after trying to take it back."""
+
     async def checkpoint(self) -> None:
         """Bring the write-ahead log into the main file. Only when idle: it costs several syncs."""
 

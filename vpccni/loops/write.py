@@ -92,6 +92,8 @@ class Writer:
         self._closed: VpccniError | None = None
         self._is_outlook_new = False
         self._is_ending = False
+        self._full: VpccniError | None = None
+        self._full_until = 0.0
         self.commits = 0
 
     # -- for everybody ----------------------------------------------------------------------------
@@ -228,11 +230,15 @@ class Writer:
     async def _turn(self, batch: list[_Asked]) -> None:
         """Decide a batch, commit it, answer it."""
         context, stamp = self._context(), self._clock.now()
+        # Who went away waits no longer, and stands in nobody's way.
+        self._parked = deque(asked for asked in self._parked if asked.future and not asked.future.done())
         records: list[Record] = []
         answered: list[tuple[_Asked, c.Decision]] = []
         for asked in batch:
             if asked.future is not None and asked.future.done():
                 continue  # The caller went away before anything was decided.
+            if self._is_kept_for_dels(asked):
+                continue
             ahead = 0
             if isinstance(asked.command, c.Add) and self._parked:
                 if self._ahead.lease_of(asked.command.key) is None:
@@ -256,6 +262,21 @@ class Writer:
             if asked.future is not None and not asked.future.done():
                 asked.future.set_result(decision)
 
+    def _is_kept_for_dels(self, asked: _Asked) -> bool:
+        """On a full disk the reserve is for ending leases: new ones are refused until it is there again."""
+        if self._full is None or not isinstance(asked.command, c.Add):
+            return False
+        now = asyncio.get_running_loop().time()
+        if now >= self._full_until:
+            self._full_until = now + FULL_RETRY_S
+            if self._log.restore_reserve():
+                self._full = None
+                return False
+        if self._ahead.lease_of(asked.command.key) is not None:
+            return False
+        _refuse(asked, TransientError(self._full.reason, self._full.detail))
+        return True
+
     def _decide(
         self,
         asked: _Asked,
@@ -264,6 +285,7 @@ class Writer:
         records: list[Record],
         answered: list[tuple[_Asked, c.Decision]],
     ) -> c.Answer | None:
+        decided = len(records)
         try:
             answer = decide(self._ahead, asked.command, stamp, context)
             match answer:
@@ -283,8 +305,11 @@ class Writer:
         except InvariantBrokenError as error:
             _log.error("invariant_broken", detail=error.detail)
             _refuse(asked, error)
-            self._queue.append(_Asked(c.ReportBroken(name="fold", detail=error.detail), None))
-            self._wake.set()
+            # Not half a decision: what it had evolved is taken back.
+            del records[decided:]
+            self._roll_back()
+            self._ahead.evolve_all(records)
+            self.post(c.ReportBroken(name="fold", detail=error.detail))
             return None
         return answer
 
@@ -331,6 +356,7 @@ class Writer:
     async def _after_full(self, error: TransientError, answered: list[tuple[_Asked, c.Decision]]) -> None:
         """Nothing was appended. ADDs are refused; the rest has one more try: the reserve is free now."""
         _log.error("log_disk_full", detail=error.detail)
+        self._full, self._full_until = error, 0.0
         self._roll_back()
         again: list[_Asked] = []
         for asked, _ in answered:
@@ -350,7 +376,16 @@ class Writer:
     ) -> None:
         """The batch may or may not be in the log: what is in it after reopening is what happened."""
         _log.error("log_write_failed", detail=error.detail)
-        self._adopt(await self._log.reopen())
+        told = self.state.head
+        start = await self._log.reopen()
+        self._adopt(start)
+        found = [record for record in start.tail if record.seq > told]
+        for subscriber in tuple(self._subscribers) if found else ():
+            subscriber(found)
+        for asked in self._parked:
+            # The number of a request that may be lost is not its cause.
+            if isinstance(asked.command, c.Add) and asked.command.request > told:
+                asked.command = msgspec.structs.replace(asked.command, request=0)
         for asked, _ in reversed(answered):
             if isinstance(asked.command, (c.Add, c.EndLease)) and not asked.is_second_try:
                 asked.is_second_try = True

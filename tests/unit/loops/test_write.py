@@ -420,7 +420,6 @@ async def test_a_full_disk_refuses_those_who_wait():
         assert bench.writer.waiting == 0
 
 
-@pytest.mark.xfail(strict=True, reason="after its one refusal the writer lets ADDs use up the reserve")
 async def test_the_reserve_of_a_full_disk_is_for_dels_alone():
     async with running(addresses=4, capacity_bytes=4 * 1024 * 1024 + 9_000) as bench:
         held: list[str] = []
@@ -491,7 +490,6 @@ async def test_those_who_wait_go_on_waiting_after_an_unknown_outcome():
         bench.check()
 
 
-@pytest.mark.xfail(strict=True, reason="records found in the log after reopening are told to nobody")
 async def test_subscribers_hear_of_a_batch_that_turned_out_to_be_in_the_log():
     async with running() as bench:
         bench.store.faults.plan(LogFault.APPLIED)
@@ -499,7 +497,6 @@ async def test_subscribers_hear_of_a_batch_that_turned_out_to_be_in_the_log():
         assert [record.seq for record in bench.told] == [bench.writer.state.head]
 
 
-@pytest.mark.xfail(strict=True, reason="one that was parked keeps the number of a request that was lost")
 async def test_one_that_was_parked_in_a_lost_batch_is_caused_by_its_own_request():
     async with running(addresses=1, enis_max=2) as bench:
         await bench.writer.submit(add("holder"))
@@ -519,9 +516,6 @@ async def test_one_that_was_parked_in_a_lost_batch_is_caused_by_its_own_request(
 # -- our own bugs -----------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the report waits for the next command: nothing wakes the writer for it"
-)
 async def test_a_broken_invariant_is_recorded_without_anybody_asking_again():
     async with running() as bench:
         lease = (await bench.writer.submit(add("a"))).lease
@@ -544,7 +538,6 @@ async def test_a_broken_invariant_stops_changes_and_not_service():
         bench.check()
 
 
-@pytest.mark.xfail(strict=True, reason="callers that went away are counted as waiting until the next turn")
 async def test_those_who_went_away_do_not_stand_in_the_way_of_a_new_add():
     """One place is left to grow into.
 
