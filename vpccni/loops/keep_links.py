@@ -28,6 +28,8 @@ PERIOD_S: Final = 60.0
 """A whole look at the kernel: what somebody else flushed is repaired within this."""
 MISSING_PERIOD_S: Final = 0.5
 """While an attached ENI has no link: netlink tells at once, this is in case it did not."""
+FAILING_PERIOD_MAX_S: Final = 10.0
+"""A whole look costs some 40 ms: what fails for good is not tried more often than this."""
 VETH_GRACE_S: Final = 2.0
 """A namespace's end takes its veth along; what still stands after this is deleted by us."""
 
@@ -41,15 +43,17 @@ class KeepLinks:
         self._clock = clock
         self._settings = settings
         self._wake = asyncio.Event()
-        self._detached: list[EniId] = []
+        self._must_converge = False
         self._by_ifindex: dict[int, str] = {}
         self.problem = ""
 
     def on_records(self, records: Sequence[Record]) -> None:
         """Attaches make links to set up; detaches leave rules to take away."""
-        for record in records:
-            if isinstance(record.event, (EniDetached, EniGone)):
-                self._detached.append(record.event.eni)
+        # What an ENI left in the kernel must not wait for the next regular look, because its address may be
+        # another node's a second later.
+        if any(isinstance(record.event, (EniDetached, EniGone)) for record in records):
+            self._must_converge = True
+            self.wake()
 
     def wake(self) -> None:
         """A link may have come or gone, or an ENI was attached."""
@@ -104,29 +108,30 @@ class KeepLinks:
     async def run(self) -> NoReturn:
         """Set up what appears, sweep what is left, and look at the whole now and then."""
         loop = asyncio.get_running_loop()
-        looked_at = loop.time()
+        looked_at, failures = loop.time(), 0
         while True:
             await self._pause()
             try:
                 await self._set_up_missing()
-                await self._tear_down_detached()
                 await self._sweep_veths()
-                if loop.time() - looked_at > PERIOD_S:
-                    looked_at = loop.time()
+                if self._must_converge or loop.time() - looked_at > PERIOD_S:
+                    looked_at, self._must_converge = loop.time(), False
                     await self.converge()
-                self.problem = ""
+                self.problem, failures = "", 0
             except VpccniError as error:
                 if self.problem != error.detail:
                     _log.warning("kernel_problem", reason=error.reason, detail=error.detail)
                 self.problem = error.detail or str(error.reason)
-                await asyncio.sleep(MISSING_PERIOD_S)
+                self._must_converge = True
+                failures += 1
+                await asyncio.sleep(min(MISSING_PERIOD_S * failures, FAILING_PERIOD_MAX_S))
 
     async def _pause(self) -> None:
         pause = PERIOD_S
         state = self._writer.state
-        if self._without_link(state):
+        if self._must_converge or self._without_link(state):
             pause = MISSING_PERIOD_S
-        elif state.standing or self._detached:
+        elif state.standing:
             pause = VETH_GRACE_S / 2
         try:
             async with asyncio.timeout(pause):
@@ -150,13 +155,6 @@ class KeepLinks:
             if held.facts.primary and held.facts.subnet_cidr:
                 applied = await self._kernel.apply(setup_eni(eni_wiring(held), self._settings))
                 await self._note_enis(applied, Difference())
-
-    async def _tear_down_detached(self) -> None:
-        # What an ENI left in the kernel goes with the next whole look; its rules must not wait for that,
-        # because its address may be another node's a second later.
-        if self._detached:
-            self._detached.clear()
-            await self.converge()
 
     async def _sweep_veths(self) -> None:
         """Veths of ended leases: gone with their namespace, or deleted now."""
@@ -185,7 +183,13 @@ class KeepLinks:
             return
         if change.kind == "removed" and held.ifindex == link.ifindex and held.is_link_ready:
             lost = ((held.facts.id, f"{link.ifname} vanished"),)
-            await self._writer.submit(c.NoteLinks(lost=lost))
+            try:
+                await self._writer.submit(c.NoteLinks(lost=lost))
+            except VpccniError as error:
+                # Nothing may be put on it: the whole is looked at, and noted, until the log takes it.
+                _log.warning("link_loss_not_noted", eni=held.facts.id, reason=error.reason)
+                self._must_converge = True
+                self._wake.set()
         elif not held.is_link_ready or held.ifname != link.ifname:
             self._wake.set()
 
