@@ -280,7 +280,8 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
         agent = Agent(settings, ports, random.Random(options.seed))  # noqa: S311 - jitter, no secret
         clients.observed_region = agent.observed_region
         stack.push_async_callback(agent.stop)
-        await _start(agent)
+        if not await _start(agent, stop):
+            return
         site = Site(agent, clients, log)
         server = SocketServer(site, paths.socket)
         await server.start()
@@ -291,8 +292,8 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
         await _serve(agent, clients, site, settings, options, paths, stop)
 
 
-async def _start(agent: Agent) -> None:
-    """Open the log; wait a little for the agent before us to let go of it."""
+async def _start(agent: Agent, stop: asyncio.Event) -> bool:
+    """Open the log; wait a little for the agent before us to let go of it. False when stopped meanwhile."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + LOCK_PATIENCE_S
     while True:
@@ -301,9 +302,11 @@ async def _start(agent: Agent) -> None:
         except PermanentError as error:
             if error.reason is not Reason.LOG_IN_USE or loop.time() > deadline:
                 raise
+            if stop.is_set():
+                return False
             await asyncio.sleep(0.05)
         else:
-            return
+            return True
 
 
 async def _serve(
