@@ -317,6 +317,19 @@ def test_a_second_agent_takes_over_when_the_first_one_ends(place):
     assert place.ask("GET", "/v1/status")[1]["pid"] != first.pid
 
 
+def test_a_second_agent_that_is_stopped_while_it_waits_ends_at_once_and_leaves_the_first_alone(place):
+    first = place.start()
+    place.serving(first)
+    second = place.start()
+    time.sleep(2)
+    assert second.poll() is None
+    second.send_signal(signal.SIGTERM)
+    code, said = place.ended(second, timeout_s=3)
+    assert code == 0, said
+    assert "Traceback" not in said
+    assert place.ask("GET", "/healthz")[0] == 200
+
+
 # -- stopping -----------------------------------------------------------------------------------------
 
 
