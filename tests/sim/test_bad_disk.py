@@ -19,6 +19,7 @@ def test_a_link_that_vanishes_while_the_log_fails_serves_no_pod(fault):
         node = Node("m5.large", latency_s=REALISTIC_LATENCY_S)
         await node.start()
         await node.ready()
+        await node.add("first")
         await asyncio.sleep(10)
         second = next(eni for eni in node.region.world.enis.values() if eni.attachment.device_index == 1)
         node.store.faults.plan(fault, fault)
@@ -27,7 +28,7 @@ def test_a_link_that_vanishes_while_the_log_fails_serves_no_pod(fault):
         assert not node._running.done()
         held = node.agent.writer.state.enis[second.id]
         assert not held.is_link_ready
-        addresses = {await node.add(f"pod-{number}") for number in range(9)}
+        addresses = {await node.add(f"pod-{number}") for number in range(8)}
         assert not addresses & set(second.secondaries)
         await node.stop()
 
