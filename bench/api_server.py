@@ -23,13 +23,14 @@ ADDRESS: Final = "169.254.169.253"
 PORT: Final = 6443
 ENVIRONMENT: Final = {"KUBERNETES_SERVICE_HOST": ADDRESS, "KUBERNETES_SERVICE_PORT": str(PORT)}
 SERVICE_ACCOUNT: Final = Path("/run/secrets/kubernetes.io/serviceaccount")
+_KEY: Final = Path("/run/bench-key.pem")
 
 
 def furnish_run(scratch: Path) -> None:
     """Put a private ``/run`` over this world's, with a service account in it. Nothing outside sees it.
 
     Args:
-        scratch: An empty directory; the certificate's key stays there.
+        scratch: A directory in which one can be made to mount it on first.
     """
     if SERVICE_ACCOUNT.exists():
         return
@@ -39,13 +40,14 @@ def furnish_run(scratch: Path) -> None:
     (new / "netns").mkdir()
     _run("mount", "-n", "--move", "/run/netns", str(new / "netns"))
     _run("mount", "-n", "--move", str(new), "/run")
+    new.rmdir()
     SERVICE_ACCOUNT.mkdir(parents=True)
     (SERVICE_ACCOUNT / "token").write_text("bench")
-    _make_certificate(SERVICE_ACCOUNT / "ca.crt", scratch / "key.pem")
+    _make_certificate(SERVICE_ACCOUNT / "ca.crt", _KEY)
 
 
 @asynccontextmanager
-async def api_server(node: Namespace, scratch: Path, pods: int) -> AsyncIterator[None]:
+async def api_server(node: Namespace, pods: int) -> AsyncIterator[None]:
     """Serve the agent of one node, whose capacity is ``pods`` pods."""
 
     async def answer(request: web.Request) -> web.Response:
@@ -57,7 +59,7 @@ async def api_server(node: Namespace, scratch: Path, pods: int) -> AsyncIterator
         )
 
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(SERVICE_ACCOUNT / "ca.crt", scratch / "key.pem")
+    tls.load_cert_chain(SERVICE_ACCOUNT / "ca.crt", _KEY)
     app = web.Application()
     app.router.add_get("/{path:.*}", answer)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)

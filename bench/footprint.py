@@ -93,7 +93,7 @@ async def _whole_agent(name: str) -> AsyncIterator[Bench]:
     furnish_run(_SCRATCH)
     async with stage(name) as lab, on_node(lab, name, FULL_NODE, FILLED) as bench:
         await bench.wait_addresses(FULL_NODE_ADDRESSES)
-        async with api_server(bench.node.namespace, _SCRATCH, pods=234):
+        async with api_server(bench.node.namespace, pods=234):
             environment = {**FILLED, **ENVIRONMENT}
             del environment["VPCCNI_MAX_PODS"]
             await bench.restart(environment)

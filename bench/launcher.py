@@ -26,6 +26,8 @@ Answer = dict[str, Any]
 
 SETTLE_S: Final = 10.0
 """A removed namespace takes its veth along within some 50 ms; more means that something is wrong."""
+QUIET_S: Final = 0.03
+"""After that the kernel is still busy with the namespace, and whoever comes next should not pay for it."""
 _MNT_DETACH: Final = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -161,11 +163,13 @@ class Launcher:
         add = self._call("ADD", side, pod)
         delete = self._call("DEL", side, pod)
         pod.remove()
+        settled = _settle([pod])
+        time.sleep(QUIET_S)
         return {
             "add": add.ms,
             "del": delete.ms,
             "failed": _failures([add, delete]),
-            "settled": _settle([pod]),
+            "settled": settled,
         }
 
     def soak(self, side: str, windows: int, width: int) -> Answer:

@@ -30,7 +30,7 @@ async def one_at_a_time(quick: bool) -> list[Result]:
     A round is one life of a pod on each node and of each side, so that whatever else the machine does meets all
     of them alike.
     """
-    rounds = 6 if quick else 100
+    rounds = 6 if quick else 80
     sides = ["ours", "peer"] if peer_directory() else ["ours"]
     times: dict[tuple[int, str, str], list[float]] = {}
     async with stage("warm") as lab, AsyncExitStack() as nodes:
@@ -87,7 +87,7 @@ def _one_at_a_time_results(times: dict[tuple[int, str, str], list[float]]) -> li
 
 async def at_once(quick: bool) -> list[Result]:
     """50 and 110 ADDs at the same moment: the time to the last one."""
-    rounds = 1 if quick else 8
+    rounds = 1 if quick else 5
     sides = ["ours", "peer"] if peer_directory() else ["ours"]
     results = []
     failures = count = 0
