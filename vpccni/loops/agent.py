@@ -65,6 +65,7 @@ class Agent:
         self.readiness = Readiness()
         self.breakers = Breakers(rng)
         self.writer = Writer(ports.log, ports.clock, self._context)
+        self.readiness.log_refusal = self.writer.full
         self._datapath = datapath_settings(settings)
         self.links = KeepLinks(
             writer=self.writer, kernel=ports.kernel, clock=ports.clock, settings=self._datapath

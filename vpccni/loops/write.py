@@ -148,6 +148,18 @@ class Writer:
             self._is_outlook_new = True
             self._wake.set()
 
+    def full(self) -> Refused | None:
+        """Why no new lease is taken: the disk is full. Whether it still is, is tried every few seconds."""
+        if self._full is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        if now >= self._full_until:
+            self._full_until = now + FULL_RETRY_S
+            if self._log.restore_reserve():
+                self._full = None
+                return None
+        return Refused(self._full.reason, self._full.detail)
+
     @property
     def waiting(self) -> int:
         """How many ADDs are parked."""
@@ -264,17 +276,12 @@ class Writer:
 
     def _is_kept_for_dels(self, asked: _Asked) -> bool:
         """On a full disk the reserve is for ending leases: new ones are refused until it is there again."""
-        if self._full is None or not isinstance(asked.command, c.Add):
+        if not isinstance(asked.command, c.Add):
             return False
-        now = asyncio.get_running_loop().time()
-        if now >= self._full_until:
-            self._full_until = now + FULL_RETRY_S
-            if self._log.restore_reserve():
-                self._full = None
-                return False
-        if self._ahead.lease_of(asked.command.key) is not None:
+        full = self.full()
+        if full is None or self._ahead.lease_of(asked.command.key) is not None:
             return False
-        _refuse(asked, TransientError(self._full.reason, self._full.detail))
+        _refuse(asked, TransientError(full.reason, full.detail))
         return True
 
     def _decide(

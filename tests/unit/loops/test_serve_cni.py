@@ -358,6 +358,25 @@ def test_on_a_full_disk_an_add_is_refused_and_a_del_is_served():
     run_virtual(scenario())
 
 
+def test_while_the_disk_is_full_status_says_so_and_no_longer_than_that():
+    async def scenario():
+        rig = await Rig().up()
+        assert await rig.verb("STATUS") == (200, {})
+        rig.store.capacity_bytes = rig.store.used_bytes + 10
+        assert (await rig.cni("ADD", "web"))[0] == 503
+        for _ in range(3):
+            status, answer = await rig.verb("STATUS")
+            assert (status, answer["code"], reason_of(answer)) == (503, 50, "log_disk_full")
+            await asyncio.sleep(10)
+        rig.store.capacity_bytes = None
+        await asyncio.sleep(6)  # Tried by itself: nobody sends an ADD to a node that is not ready.
+        assert await rig.verb("STATUS") == (200, {})
+        assert await rig.add("web")
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
 def test_a_del_that_the_log_does_not_take_is_spooled_and_carried_out_when_it_does():
     async def scenario():
         rig = await Rig().up()
