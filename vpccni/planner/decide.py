@@ -167,7 +167,8 @@ def _refuse_add(state: State, command: c.RefuseAdd) -> c.Answer:
     )
     if lease is None or not command.ends_lease:
         return c.Decision(((failed, 0),))
-    witnesses = () if command.was_wired else ("never_wired",)
+    # The log's word counts, too: what was wired has carried packets, whatever the caller knows of it.
+    witnesses = () if command.was_wired or lease.wired is not None else ("never_wired",)
     return c.Decision(((failed, lease.id), _ended(lease, "undo", witnesses)), lease.id)
 
 
@@ -208,7 +209,9 @@ def _objection(state: State, wanted: effect.EffectIntended, now: Stamp, context:
         if context.policy is None:
             return "limits unknown"
         creating = sum(1 for intent in state.intents.values() if intent.intended.kind == "create")
-        if len(state.enis) + creating >= context.policy.enis_max - context.policy.reserved_slots:
+        # What an earlier agent left behind is not attached, and is only kept to be deleted: no place is taken.
+        present = sum(held.origin != "left_behind" for held in state.enis.values())
+        if present + creating >= context.policy.enis_max - context.policy.reserved_slots:
             return "no ENI slot left"
         return ""
     held = state.enis.get(wanted.eni)

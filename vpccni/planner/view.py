@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vpccni.model import Cidr, EniId, Stamp, cidr_size, cidr_span
+from vpccni.model import Address, Cidr, EniId, Stamp, cidr_size, cidr_span, is_inside
 from vpccni.planner.assign import addresses_in, is_usable
 from vpccni.planner.warm_pool import EniView
 from vpccni.projections.enis import Eni
@@ -16,6 +16,9 @@ whose rest ends sooner is supply, since asking EC2 instead would bring it later 
 
 LINK_PATIENCE_S: Final = 60.0
 """An attached ENI whose link has not come after this long is no longer counted as supply."""
+
+_LOOKED_AT_MAX: Final = 16
+"""A /28 is looked at address by address, a larger CIDR by what is known of it."""
 
 ADDRESS_KINDS: Final = ("assign", "unassign")
 """Calls that change addresses: EC2 has no token for them, so there is one at a time per ENI."""
@@ -43,14 +46,20 @@ def rested_cidrs(state: State, held: Eni, now: Stamp, cooldown_s: float) -> tupl
 
 def is_cidr_rested(state: State, cidr: Cidr, now: Stamp, cooldown_s: float) -> bool:
     """Whether no address of the CIDR is leased, resting, or still wired."""
-    inside = addresses_in(cidr) if cidr_size(cidr) <= 16 else iter([*state.by_address, *state.rests])
-    for address in inside:
+    for address in _used_in(state, cidr):
         if address in state.by_address:
             return False
         rest = state.rests.get(address)
         if rest is not None and (rest.is_standing or state.rest_left_s(rest, now, cooldown_s) > 0):
             return False
     return True
+
+
+def _used_in(state: State, cidr: Cidr) -> list[Address]:
+    """The addresses of a CIDR that have or had a lease. An IPv6 prefix holds too many to look at each."""
+    if cidr_size(cidr) <= _LOOKED_AT_MAX:
+        return [one for one in addresses_in(cidr) if one in state.by_address or one in state.rests]
+    return [one for one in (*state.by_address, *state.rests) if is_inside(one, cidr)]
 
 
 def views_of(state: State, now: Stamp, cooldown_s: float, slots: int) -> list[EniView]:
@@ -87,9 +96,10 @@ def _view(
     resting = soon = blocked = 0
     for cidr, owned in held.cidrs.items():
         if owned.suspected or cidr in under_release:
-            blocked += sum(1 for address in addresses_in(cidr) if address not in state.by_address)
+            leased = sum(address in state.by_address for address in _used_in(state, cidr))
+            blocked += cidr_size(cidr) - leased
             continue
-        for address in addresses_in(cidr):
+        for address in _used_in(state, cidr):
             rest = state.rests.get(address)
             if rest is None or address in state.by_address:
                 continue
