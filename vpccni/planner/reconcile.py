@@ -136,7 +136,10 @@ def _left_lately(state: State, held: Eni, cidr: Cidr, now: Stamp) -> bool:
 
 def _missing_eni(state: State, held: Eni, now: Stamp, cooldown_s: float) -> list[Caused]:
     eni_id: EniId = held.facts.id
-    if state.intents_on(eni_id) or state.elapsed_s(held.adopted, now) < SETTLING_S:
+    # An ENI may wait long for its attach: only from then on can EC2 list it.
+    attached = held.records.get("attached")
+    since = held.adopted if attached is None else attached.stamp
+    if state.intents_on(eni_id) or state.elapsed_s(since, now) < SETTLING_S:
         return []
     readings = held.suspected + 1
     is_free = not held.lease_count and all(

@@ -153,6 +153,17 @@ def test_the_result_of_our_own_call_may_lag(node):
     assert [type(event) for event in read(node, *BOTH)] == [address.CidrSuspected]
 
 
+def test_an_eni_that_was_attached_just_now_is_not_missed_however_old_it_is(node):
+    """A bug: an ENI whose attach EC2 throttled for minutes was suspected at the first reading that lagged."""
+    late = eni_facts(2, device=-1, attachment="", instance="")
+    node.settle(node.intend(kind="create", count=1).intent, c.Confirmed(facts=late))
+    node.wait(10 * SETTLING_S)
+    node.settle(node.intend(kind="attach", eni=late.id, device=2).intent, c.Confirmed(attachment="a"))
+    assert read(node, *BOTH) == []
+    node.wait(SETTLING_S)
+    assert [type(event) for event in read(node, *BOTH)] == [eni.EniSuspected]
+
+
 def test_a_missing_eni_is_suspected_twice_then_gone_when_it_is_free(node):
     kinds = [[type(event) for event in read(node, BOTH[0])] for _ in range(4)]
     assert kinds == [[eni.EniSuspected], [eni.EniSuspected], [eni.EniGone], []]
