@@ -17,6 +17,10 @@ _BUFFER_BYTES: Final = 1 << 20
 """Of the socket: some 500 notifications, several bursts of pods."""
 _READ_BYTES: Final = 65536
 
+_GATHER_S: Final = 0.02
+"""A pod's wiring makes a handful of notifications; parsing them can wait until the wirer is through."""
+_GATHERED_MAX: Final = 256
+
 Dump = Callable[[], Awaitable[list[LinkSeen]]]
 
 
@@ -51,19 +55,33 @@ async def changes(listener: socket.socket, dump: Dump) -> AsyncGenerator[LinkCha
             yield change
         while True:
             try:
-                data = await loop.sock_recv(listener, _READ_BYTES)
+                heard = [await loop.sock_recv(listener, _READ_BYTES)]
+                await asyncio.sleep(_GATHER_S)
+                heard += _rest_of(listener)
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
                 for change in _compare(known, await dump()):
                     yield change
                 continue
-            for kind, _, _, payload in messages(memoryview(data)):
-                told = _one(known, kind, payload)
-                if told is not None:
-                    yield told
+            for data in heard:
+                for kind, _, _, payload in messages(memoryview(data)):
+                    told = _one(known, kind, payload)
+                    if told is not None:
+                        yield told
     finally:
         listener.close()
+
+
+def _rest_of(listener: socket.socket) -> list[bytes]:
+    """What has come meanwhile, without waiting."""
+    heard: list[bytes] = []
+    while len(heard) < _GATHERED_MAX:
+        try:
+            heard.append(listener.recv(_READ_BYTES))
+        except BlockingIOError:
+            break
+    return heard
 
 
 def _one(known: dict[int, LinkSeen], kind: int, payload: memoryview) -> LinkChange | None:

@@ -253,7 +253,7 @@ class Agent:
             self.readiness.not_serving = Refused(Reason.NOT_THE_SAME_MACHINE, f"no link has MAC {mac}")
             return
         try:
-            await self.links.converge()
+            await self.links.converge(observed)
             self.links.problem = ""
         except PermanentError as error:
             # What is wired stays wired and new pods can be: the loop tries again and says so.

@@ -61,13 +61,16 @@ class KeepLinks:
 
     # -- the whole difference ---------------------------------------------------------------------
 
-    async def converge(self) -> Observed:
+    async def converge(self, observed: Observed | None = None) -> Observed:
         """Bring everything that is ours in line: at start, and every now and then.
+
+        Args:
+            observed: What the kernel looks like, if that was just read.
 
         Raises:
             PermanentError: the kernel refused; what could be done is done.
         """
-        observed = await self._kernel.observe()
+        observed = observed or await self._kernel.observe()
         state = self._writer.state
         wanted = desired(
             [lease_wiring(lease) for lease in state.leases.values()],

@@ -86,6 +86,8 @@ class Reconcile:
         while True:
             await self._pause(IMDS_PERIOD_S * (0.9 + 0.2 * self._rng.random()))
             await self._look()
+            if self._readiness.not_serving is not None:
+                await self._once(self._on_identity, "kernel")  # The primary link may come late.
             if self._is_max_pods_open:
                 await self._learn_max_pods()
             if self._cleans_up and loop.time() - cleaned_at > LEFT_BEHIND_PERIOD_S:
@@ -124,8 +126,10 @@ class Reconcile:
     def _note(self, who: str, said: str) -> None:
         if who == "imds":
             self.imds_failing = said
-        else:
+        elif who == "ec2":
             self.ec2_failing = said
+        else:
+            return
         refused = self._readiness.not_serving
         if said and refused is not None and refused.reason is not Reason.NOT_THE_SAME_MACHINE:
             reason = Reason.IMDS_UNREACHABLE if who == "imds" else Reason.NODE_NOT_INITIALIZED
