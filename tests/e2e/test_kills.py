@@ -34,7 +34,12 @@ KILLS = int(os.environ.get("VPCCNI_KILLS", "50"))
 SEED = int(os.environ.get("VPCCNI_KILLS_SEED", "1"))
 
 COOLDOWN_S = 2
-SETTINGS = {"WARM_IP_TARGET": "6", "IP_COOLDOWN_PERIOD": str(COOLDOWN_S), "MAX_ENI": "4"}
+SETTINGS = {
+    "WARM_IP_TARGET": "4",
+    "MINIMUM_IP_TARGET": "26",
+    "IP_COOLDOWN_PERIOD": str(COOLDOWN_S),
+    "MAX_ENI": "4",
+}
 LATENCY_S = {
     "CreateNetworkInterface": 0.1,
     "AttachNetworkInterface": 0.2,
@@ -50,7 +55,7 @@ FAULTS = (
     Fault(action="*", kind="error", code="InternalError"),
 )
 SHORT_LIFE_S = (0.0, 0.5)
-LONG_LIFE_S = (2.0, 3.2)
+LONG_LIFE_S = (2.6, 4.0)
 SETTLE_S = 30.0
 RESTARTS = 4
 CHANGES = (
@@ -166,6 +171,7 @@ async def test_fifty_kills_under_load_lose_double_and_leave_behind_nothing():
     print(f"seed {SEED}, {KILLS} kills")
     chance = random.Random(SEED)
     async with one_node("kills", SETTINGS) as (lab, node):
+        assert await wait_until_nothing_is_open(lab, node) == []
         lab.region.faults.randomize(SEED, 0.06, FAULTS)
         load = Load(lab, node, chance, workers=12)
         killer = Killer(lab, node, load, chance)
