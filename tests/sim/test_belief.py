@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.sim.node import REALISTIC_LATENCY_S, Node
+from vpccni.lab.ec2 import Fault
 from vpccni.lab.sim.loop import run_virtual
 
 
@@ -64,6 +65,43 @@ def test_what_describe_lists_long_after_is_news():
             cidr.removesuffix("/32") for held in node.agent.writer.state.enis.values() for cidr in held.cidrs
         }
         assert set(eni.secondaries) == books
+        await node.stop()
+
+    run_virtual(scenario())
+
+
+def test_a_second_unassign_that_is_throttled_does_not_bring_back_what_the_first_gave_back():
+    """Found by seeds 120, 138 and 142.
+
+    1. Unassign is applied, its reply is lost. 2. Describe lags and still lists the address, twice. 3. The agent
+    asks once more and is throttled. 4. That says nothing about the first call: the address must stay out of the
+    pool until Describe shows what became of it.
+    """
+
+    async def scenario():
+        node = Node(environ={"WARM_IP_TARGET": "2"}, latency_s=REALISTIC_LATENCY_S)
+        await node.start()
+        await node.ready()
+        for number in range(10):
+            await node.add(f"pod-{number}")
+        await asyncio.sleep(5)
+        action = "UnassignPrivateIpAddresses"
+        node.region.faults.inject(Fault(action=action, kind="lost_reply"))
+        node.region.faults.inject(Fault(action=action, kind="throttle", times=3))
+        node.region.world.describe_lag_s = 6.0
+        for number in range(10):
+            await node.cni("DEL", f"pod-{number}")
+            node.kernel.remove_netns(f"/run/netns/pod-{number}")
+        while node.region.journal.count_by_action[action] < 2:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
+        owned = {address for eni in node.region.world.enis.values() for address in eni.secondaries}
+        for number in range(8):
+            assert await node.add(f"new-{number}") in owned | {
+                address for eni in node.region.world.enis.values() for address in eni.secondaries
+            }
+        await asyncio.sleep(120)
+        assert not node.agent.writer.state.intents
         await node.stop()
 
     run_virtual(scenario())

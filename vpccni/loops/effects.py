@@ -29,6 +29,10 @@ SETTLE_PAUSE_S: Final = 2.0
 """Between two readings that must agree: EC2's Describe has been seen to lag a second or two."""
 DETACH_POLL_S: Final = 1.0
 DETACH_POLLS_MAX: Final = 40
+REPEATED_KINDS: Final = ("create", "unassign", "detach")
+"""Calls that are made once more when Describe shows no trace of the first."""
+SURE_AFTER_S: Final = 60.0
+"""So long after a call without a reply Describe shows what became of it, and a refusal is believed."""
 CREATED_AT_TAG: Final = "node.k8s.amazonaws.com/createdAt"
 
 
@@ -53,6 +57,7 @@ class Effects:
         self._on_refused = on_refused
         self.attach_refused: set[str] = set()
         self.under_way: set[IntentId] = set()
+        self._unsure_since: dict[IntentId, float] = {}
 
     async def intend(self, wanted: EffectIntended) -> IntentId:
         """Make an intent durable. Raises what ``Writer.submit`` raises."""
@@ -190,8 +195,15 @@ class Effects:
     # -- settling ---------------------------------------------------------------------------------
 
     async def _settle(self, ec2: Ec2, intent: IntentId, wanted: EffectIntended) -> None:
+        now = asyncio.get_running_loop().time()
+        since = self._unsure_since.setdefault(intent, now)
         outcome = await self._find_outcome(ec2, wanted)
+        if isinstance(outcome, c.Failed) and wanted.kind in REPEATED_KINDS and now - since < SURE_AFTER_S:
+            # That a second try is refused says nothing about the first, and Describe may lag behind it: what
+            # was given back must not return to the pool, what was created must not be forgotten.
+            raise TransientError(outcome.reason, f"unsettled, and tried again in vain: {outcome.detail}")
         await self._writer.submit(c.Settle(intent, outcome))
+        self._unsure_since.pop(intent, None)
         _log.info("settled", kind=wanted.kind, eni=wanted.eni, outcome=type(outcome).__name__.lower())
 
     async def _find_outcome(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
@@ -244,7 +256,9 @@ class Effects:
         held = self._writer.state.enis.get(wanted.eni)
         if facts is None or held is None:
             return c.Abandoned(reason="the ENI is gone")
-        fresh = tuple(cidr for cidr in facts.cidrs if cidr not in wanted.known and cidr not in held.cidrs)
+        # What left the ENI lately is listed by a Describe that lags, and is not what this call brought.
+        ours = {*wanted.known, *held.cidrs, *held.released}
+        fresh = tuple(cidr for cidr in facts.cidrs if cidr not in ours)
         if not fresh:
             return c.Failed(reason=Reason.EC2_UNREACHABLE, detail="nothing was assigned", is_transient=True)
         return c.Confirmed(cidrs=fresh, how="observed")
