@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable
+from typing import Any
 
 from tests.fakes.ec2 import region_ec2
 from tests.fakes.imds import region_imds
@@ -49,8 +50,8 @@ class Node:
         self.store = MemoryStore()
         self.spool = FakeSpool()
         self.settings = read_settings(environ or {})
-        self.agent: Agent | None = None
-        self._running: asyncio.Task[None] | None = None
+        self.agent: Any = None  # an Agent from the first start on
+        self._running: Any = None
         self._ec2 = None
 
     def _on_link(self, event) -> None:
@@ -59,7 +60,7 @@ class Node:
         elif isinstance(event, LinkUnplugged):
             self.kernel.unplug(event.mac)
 
-    async def start(self) -> Agent:
+    async def start(self) -> Any:
         ec2 = region_ec2(self.region, self.now)
 
         async def get_ec2():
@@ -119,7 +120,7 @@ class Node:
     async def add(self, pod: str, **more) -> str:
         status, answer = await self.cni("ADD", pod, **more)
         assert status == 200, answer
-        return answer["ips"][0]["address"].removesuffix("/32")
+        return str(answer["ips"][0]["address"]).removesuffix("/32")
 
 
 __all__ = ["REALISTIC_LATENCY_S", "Node"]

@@ -21,7 +21,11 @@ def test_a_link_that_vanishes_while_the_log_fails_serves_no_pod(fault):
         await node.ready()
         await node.add("first")
         await asyncio.sleep(10)
-        second = next(eni for eni in node.region.world.enis.values() if eni.attachment.device_index == 1)
+        second = next(
+            eni
+            for eni in node.region.world.enis.values()
+            if eni.attachment and eni.attachment.device_index == 1
+        )
         node.store.faults.plan(fault, fault)
         node.kernel.unplug(second.mac)
         await asyncio.sleep(5)

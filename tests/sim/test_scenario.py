@@ -63,7 +63,7 @@ def test_churn_never_meets_an_empty_pool():
         await node.start()
         await node.ready()
         await asyncio.sleep(5)
-        last_use = {}
+        last_use: dict[str, float] = {}
         for number in range(240):
             address = await node.add(f"pod-{number}")
             if address in last_use:

@@ -103,7 +103,8 @@ def find_plugin(path: Path | None = None) -> Path:
             return place
     looked = " or ".join(map(str, places))
     raise PermanentError(
-        Reason.INSTALL_FAILED, f"no executable at {looked}: run `make plugin`, or say where it is with --plugin"
+        Reason.INSTALL_FAILED,
+        f"no executable at {looked}: run `make plugin`, or say where it is with --plugin",
     )
 
 

@@ -38,7 +38,7 @@ class Rig(Node):
         self.runtime.is_readable = False
         self.kubernetes: FakeKubernetesNode | None = None
 
-    async def start(self) -> Agent:
+    async def start(self) -> Any:
         ec2 = region_ec2(self.region, self.now)
 
         async def get_ec2():
@@ -78,7 +78,7 @@ class Rig(Node):
         return self
 
     @property
-    def live(self) -> Agent:
+    def live(self) -> Any:
         """The agent that runs."""
         assert self.agent is not None
         return self.agent

@@ -104,10 +104,10 @@ def test_an_eni_missing_from_one_describe_stays_with_its_leases():
         describe = ec2.describe_attached
 
         async def without(instance):
-            ec2.describe_attached = describe  # type: ignore[method-assign]
+            ec2.describe_attached = describe
             return tuple(facts for facts in await describe(instance) if facts.id != second)
 
-        ec2.describe_attached = without  # type: ignore[method-assign]
+        ec2.describe_attached = without
         rig.live.reconcile.compare_soon()
         await asyncio.sleep(5 * MINUTE)
         assert second in rig.state.enis

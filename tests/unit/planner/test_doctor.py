@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vpccni.events.address import CidrsOwned
-from vpccni.events.codec import Record
+from vpccni.events.codec import Event, Record
 from vpccni.events.effect import EffectIntended
 from vpccni.events.eni import EniAdopted
 from vpccni.events.sandbox import AddressAssigned
@@ -15,6 +15,7 @@ from vpccni.model import (
     Cidr,
     EniFacts,
     EniId,
+    InstanceId,
     LeaseId,
     Mac,
     PodRef,
@@ -32,9 +33,11 @@ ENI = EniId("eni-1")
 def a_node() -> State:
     """One ENI with three addresses, the first of them leased."""
     state = State()
-    facts = EniFacts(id=ENI, mac=Mac("02:00:00:00:00:01"), instance="i-1", device=1, attachment="a")
+    facts = EniFacts(
+        id=ENI, mac=Mac("02:00:00:00:00:01"), instance=InstanceId("i-1"), device=1, attachment="a"
+    )
     binding = Binding(family=4, address=Address("10.0.0.5"), eni=ENI, card=0, device=1, table=2)
-    events = [
+    events: list[Event] = [
         EniAdopted(facts=facts, managed=True, origin="found"),
         CidrsOwned(eni=ENI, cidrs=tuple(Cidr(f"10.0.0.{n}/32") for n in (5, 6, 7)), source="describe"),
         AddressAssigned(
@@ -106,7 +109,7 @@ def test_two_address_changes_on_one_eni_at_once_are_found():
 def test_one_address_on_two_enis_is_odd():
     state = a_node()
     facts = EniFacts(
-        id=EniId("eni-2"), mac=Mac("02:00:00:00:00:02"), instance="i-1", device=1, attachment="b"
+        id=EniId("eni-2"), mac=Mac("02:00:00:00:00:02"), instance=InstanceId("i-1"), device=1, attachment="b"
     )
     state.evolve(Record(Seq(4), STAMP, EniAdopted(facts=facts, managed=True, origin="found")))
     state.enis[EniId("eni-2")].cidrs[Cidr("10.0.0.6/32")] = state.enis[ENI].cidrs[Cidr("10.0.0.6/32")]
