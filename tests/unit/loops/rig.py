@@ -16,7 +16,6 @@ from vpccni.adapters.log_memory import MemoryLog
 from vpccni.loops.agent import Agent, Ports
 from vpccni.model import LeaseId, SandboxKey
 from vpccni.projections.leases import Lease
-from vpccni.projections.state import State
 
 NETWORK = "aws-cni"
 
@@ -84,7 +83,7 @@ class Rig(Node):
         return self.agent
 
     @property
-    def state(self) -> State:
+    def state(self) -> Any:
         """The durable state."""
         return self.live.writer.state
 
