@@ -87,7 +87,7 @@ class Rig(Node):
         """The durable state."""
         return self.live.writer.state
 
-    def lease(self, pod: str) -> Lease | None:
+    def lease(self, pod: str) -> Any:
         """The open lease of a pod."""
         return self.state.lease_of(SandboxKey(NETWORK, pod, "eth0"))
 
