@@ -180,6 +180,7 @@ class Reconcile:
         """One cheap reading; EC2 is asked when it disagrees with the books twice, or after a long while."""
         now = asyncio.get_running_loop().time()
         is_due = self.ec2_seen_at is None or now - self.ec2_seen_at > EC2_PERIOD_S or self._is_doubted
+        is_due |= self._is_subnet_unknown()
         self._is_doubted = False
         try:
             macs = set(await self._imds.attached_macs())
@@ -192,6 +193,11 @@ class Reconcile:
             self._disagreements = self._disagreements + 1 if macs != booked else 0
         if is_due or self._disagreements == 2 or self._disagreements % 20 == 19:
             await self._once(self._read_ec2, "ec2")
+
+    def _is_subnet_unknown(self) -> bool:
+        """Whether an ENI cannot be set up because EC2 did not tell its subnet's CIDR."""
+        held = self._writer.state.enis.values()
+        return any(eni.managed and eni.phase == "attached" and not eni.facts.subnet_cidr for eni in held)
 
     async def _read_ec2(self) -> None:
         """Describe; once more a little later if something in it is news."""

@@ -342,8 +342,16 @@ def _consequences(state: State, wanted: effect.EffectIntended, outcome: c.Confir
 def _created(state: State, facts: EniFacts, how: str) -> list[c.Caused]:
     if facts.id in state.enis:
         return []
+    # EC2 tells a subnet's CIDR by another call, which may have failed; it never changes.
+    known = (held.facts.subnet_cidr for held in state.enis.values() if held.facts.subnet == facts.subnet)
     bare = msgspec.structs.replace(
-        facts, cidrs=(), instance="", device=-1, attachment="", attachment_status=""
+        facts,
+        cidrs=(),
+        instance="",
+        device=-1,
+        attachment="",
+        attachment_status="",
+        subnet_cidr=facts.subnet_cidr or next(filter(None, known), ""),
     )
     events: list[c.Caused] = [
         (eni.EniAdopted(facts=bare, managed=True, origin="created"), PREVIOUS),

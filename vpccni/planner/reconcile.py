@@ -98,7 +98,11 @@ def _compare_known(
             )
             events.append((attached, 0))
         return events
-    if held.suspected:
+    if facts.subnet_cidr and not held.facts.subnet_cidr:
+        # Without it the link cannot be set up: the ENI would serve nobody for as long as it lives.
+        again = eni.EniAdopted(facts=_bare(facts), managed=held.managed, origin=held.origin, table=held.table)
+        events.append((again, 0))
+    elif held.suspected:
         events.append((eni.EniCleared(eni=facts.id, source="ec2"), 0))
     if not held.managed:
         return events

@@ -37,7 +37,9 @@ _ATTACHMENT_NOT_FOUND: Final = "InvalidAttachmentID.NotFound"
 _PAGES_MAX: Final = 100
 """An instance has at most some sixty ENIs, one page; this only bounds an endpoint that never ends."""
 _SUBNET_RETRY_S: Final = 60.0
-"""The subnet's CIDR is a nicety: a node that may not call DescribeSubnets does not try at every describe."""
+"""A node that may not call DescribeSubnets does not try at every describe."""
+_SUBNET_SOON_S: Final = 5.0
+"""Without its subnet's CIDR an ENI cannot be set up: after a failure that may pass it is asked for again soon."""
 
 
 class Subnet(msgspec.Struct, frozen=True):
@@ -353,8 +355,9 @@ class AwsEc2:
         try:
             # A filter, because an id that does not exist would fail the call for all of them.
             reply = await self._call("DescribeSubnets", Filters=[{"Name": "subnet-id", "Values": unknown}])
-        except VpccniError:
-            self._subnets_not_before = now + _SUBNET_RETRY_S
+        except VpccniError as error:
+            is_final = isinstance(error, PermanentError)
+            self._subnets_not_before = now + (_SUBNET_RETRY_S if is_final else _SUBNET_SOON_S)
             return
         for item in reply.get("Subnets") or ():
             self._remember_subnet(item)
