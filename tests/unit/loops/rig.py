@@ -91,7 +91,7 @@ class Rig(Node):
         """The open lease of a pod."""
         return self.state.lease_of(SandboxKey(NETWORK, pod, "eth0"))
 
-    def held(self, pod: str) -> Lease:
+    def held(self, pod: str) -> Any:
         """The open lease of a pod, which must be there."""
         found = self.lease(pod)
         assert found is not None
