@@ -53,7 +53,7 @@ def test_an_eni_that_was_adopted_without_its_subnet_is_set_up_when_ec2_tells_it(
         await node.ready()
         primary = node.region.world.enis[node.agent.writer.state.primary_eni().facts.id]
         other = node.region.add_subnet(primary.subnet.vpc.id, "a", "10.0.16.0/20")
-        made = node.region.perform(
+        made = node.region.perform(  # type: ignore[index]
             "CreateNetworkInterface", {"SubnetId": other.id, "SecondaryPrivateIpAddressCount": 2}, node.now()
         )["NetworkInterface"]["NetworkInterfaceId"]
         node.region.faults.inject(Fault(action="DescribeSubnets", kind="error"))
