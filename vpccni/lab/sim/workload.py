@@ -39,12 +39,10 @@ ENDINGS: Final = (
 class Kubelet:
     """The pods of one node. ``count`` is called for each ADD or DEL that is sent."""
 
-    def __init__(
-        self, node: SimNode, checker: Checker, rng: random.Random, count: Callable[[], None]
-    ) -> None:
+    def __init__(self, node: SimNode, checker: Checker, seed: str, count: Callable[[], None]) -> None:
         self._node = node
         self._checker = checker
-        self._rng = rng
+        self._seed = seed
         self._count = count
         self._pods = 0
         self._sandboxes = 0
@@ -56,7 +54,7 @@ class Kubelet:
 
     async def run(self, pods_max: int) -> None:
         """Create pods, now fast, now slowly, until ``close``."""
-        rng = self._rng
+        rng = random.Random(f"{self._seed} {self._node.name}")
         pace_s, pace_left = 8.0, 0
         while not self._is_closing.is_set():
             if pace_left <= 0:
@@ -100,15 +98,19 @@ class Kubelet:
     # -- one pod ----------------------------------------------------------------------------------
 
     async def _pod(self, lives_s: float) -> None:
-        rng, self._pods = self._rng, self._pods + 1
+        # A generator of its own: what happens to one pod does not change what the others do.
+        self._pods += 1
         pod = f"{self._node.name}-pod-{self._pods}"
+        rng = random.Random(f"{self._seed} {pod}")
         self._node.kube.uids.add(f"uid-{pod}")
         sandbox = None
         for _ in range(SANDBOX_TRIES):
             sandbox = self._new_sandbox(pod)
-            if await self._create(sandbox):
+            if await self._create(sandbox, rng):
                 break
-            await self._delete(sandbox, rng.choice(("plain", "plain", "netns first", "dropped", "killed")))
+            await self._delete(
+                sandbox, rng.choice(("plain", "plain", "netns first", "dropped", "killed")), rng
+            )
             sandbox = None
             await self._pause(rng.uniform(10.0, 16.0))
             if self._is_closing.is_set():
@@ -116,14 +118,14 @@ class Kubelet:
         while sandbox is not None:
             await self._pause(rng.expovariate(1.0 / lives_s))
             if rng.random() < 0.1 and not sandbox.is_given_up:
-                await self._repeat(sandbox)
+                await self._repeat(sandbox, rng.choice(("ADD", "ADD", "CHECK")))
             if self._is_closing.is_set() and rng.random() < 0.5:
                 return
             ending = rng.choices([name for _, name in ENDINGS], [weight for weight, _ in ENDINGS])[0]
             if rng.random() < 0.5:
                 self._node.kube.uids.discard(sandbox.uid)
-            is_over = await self._delete(sandbox, ending)
-            sandbox = await self._again(sandbox) if ending == "key again" and is_over else None
+            is_over = await self._delete(sandbox, ending, rng)
+            sandbox = await self._again(sandbox, rng) if ending == "key again" and is_over else None
         self._node.kube.uids.discard(f"uid-{pod}")
 
     def _new_sandbox(self, pod: str, container_id: str = "") -> Sandbox:
@@ -140,18 +142,17 @@ class Kubelet:
         self._alive[sandbox] = None
         return sandbox
 
-    async def _again(self, before: Sandbox) -> Sandbox | None:
+    async def _again(self, before: Sandbox, rng: random.Random) -> Sandbox | None:
         """The runtime uses the key of a deleted sandbox once more."""
         sandbox = self._new_sandbox(before.pod, before.container_id)
         self._node.kube.uids.add(sandbox.uid)
-        if await self._create(sandbox):
+        if await self._create(sandbox, rng):
             return sandbox
-        await self._delete(sandbox, "plain")
+        await self._delete(sandbox, "plain", rng)
         return None
 
-    async def _create(self, sandbox: Sandbox) -> bool:
+    async def _create(self, sandbox: Sandbox, rng: random.Random) -> bool:
         """ADD, in one of its ways. Whether it was acknowledged and the sandbox lives."""
-        rng = self._rng
         roll = rng.random()
         if roll < 0.04:
             await self._add_and_go_away(sandbox, rng.choice((0.001, 0.004, 0.05, 1.0, 10.0)) * rng.random())
@@ -204,9 +205,8 @@ class Kubelet:
         self._checker.on_acked(self._node, sandbox)
         return True
 
-    async def _repeat(self, sandbox: Sandbox) -> None:
+    async def _repeat(self, sandbox: Sandbox, verb: str) -> None:
         """The same ADD once more, or a CHECK."""
-        verb = self._rng.choice(("ADD", "ADD", "CHECK"))
         try:
             status, answer = await self._ask(sandbox, verb, sandbox.request(verb))
         except AwayError:
@@ -250,9 +250,8 @@ class Kubelet:
         self._node.kernel.remove_netns(sandbox.netns)
         self._alive.pop(sandbox, None)
 
-    async def _delete(self, sandbox: Sandbox, ending: str) -> bool:
+    async def _delete(self, sandbox: Sandbox, ending: str, rng: random.Random) -> bool:
         """Take a sandbox down in one of many ways. Whether a DEL was answered with success."""
-        rng = self._rng
         self._give_up(sandbox)
         is_over = False
         if ending in ("netns first", "dropped", "late"):

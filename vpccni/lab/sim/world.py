@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TextIO
 
@@ -87,10 +86,7 @@ class World:
         self.cloud = Cloud(self.region, loop, self.trace, self.checker)
         self.nodes = [self._new_node(number) for number in range(nodes)]
         self.region.subscribe(self._on_link)
-        self.kubelets = [
-            Kubelet(node, self.checker, random.Random(f"{seed} pods {node.name}"), self._count)
-            for node in self.nodes
-        ]
+        self.kubelets = [Kubelet(node, self.checker, str(seed), self._count) for node in self.nodes]
         self.injector = Injector(
             region=self.region, nodes=self.nodes, loop=loop, trace=self.trace, on_reboot=self._on_reboot
         )
