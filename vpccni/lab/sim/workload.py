@@ -82,7 +82,12 @@ class Kubelet:
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work, name="pod")
         self._tasks[task] = None
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        if not task.cancelled() and task.exception() is not None:
+            self._checker.report(f"the workload itself failed: {task.exception()!r}")
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, less long when everything is to end."""

@@ -182,6 +182,8 @@ class World:
             self.loop.create_task(kubelet.run(KINDS_OF_NODE[number % len(KINDS_OF_NODE)][1]), name="kubelet")
             for number, kubelet in enumerate(self.kubelets)
         ]
+        for task in running:
+            task.add_done_callback(self._on_kubelet_done)
         await self._ended.wait()
         if not self.broken:
             await self._rest(running)
@@ -202,6 +204,10 @@ class World:
             starts=sum(node.starts for node in self.nodes),
             ec2_calls=len(self.region.journal),
         )
+
+    def _on_kubelet_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self.report(f"the workload itself failed: {task.exception()!r}")
 
     async def _rest(self, running: Sequence[asyncio.Task[None]]) -> None:
         """No more faults; everything comes to an end; then a long rest and the last look."""
