@@ -183,6 +183,20 @@ def _witness(rng: random.Random, at: float, node: int) -> Fault:
     return Fault(at=at, kind="witness", node=node, how=how, seconds=round(rng.uniform(20, 400), 1))
 
 
+def _snapshot(rng: random.Random, at: float, node: int) -> Fault:
+    return Fault(at=at, kind="snapshot", node=node)
+
+
+def _retune(rng: random.Random, at: float, node: int) -> Fault:
+    return Fault(
+        at=at, kind="retune", node=node, count=rng.randrange(6), seconds=round(rng.uniform(0.3, 5), 2)
+    )
+
+
+def _foreign_eni(rng: random.Random, at: float, node: int) -> Fault:
+    return Fault(at=at, kind="foreign_eni", node=node, seconds=round(rng.uniform(30, 600), 1))
+
+
 DRAWS: Final[tuple[tuple[int, Draw], ...]] = (
     (30, _ec2_call),
     (5, _ec2_away),
@@ -201,6 +215,9 @@ DRAWS: Final[tuple[tuple[int, Draw], ...]] = (
     (2, _reboot),
     (2, _clock),
     (4, _witness),
+    (6, _snapshot),
+    (3, _retune),
+    (1, _foreign_eni),
 )
 """What can go wrong, with its weight."""
 

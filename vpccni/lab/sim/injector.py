@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from vpccni.adapters.log_format import LogFault
 from vpccni.adapters.log_memory import RESERVE_BYTES
-from vpccni.lab.ec2 import FOR_EVER, ImdsFault, Region
+from vpccni.lab.ec2 import FOR_EVER, Ec2Fault, ImdsFault, Region
 from vpccni.lab.ec2 import Fault as CallFault
 from vpccni.lab.ec2.throttle import Rate
 from vpccni.lab.sim.faults import CHANGES, Fault
 from vpccni.lab.sim.loop import VirtualLoop
 from vpccni.lab.sim.node import KERNEL_LATENCY_S, SYNC_S, SimNode
 from vpccni.lab.sim.trace import Trace
+from vpccni.planner.reconcile import NO_MANAGE_TAG
+from vpccni.settings import read_settings
+
+TUNINGS: Final[tuple[dict[str, str], ...]] = (
+    {},
+    {"WARM_ENI_TARGET": "0"},
+    {"WARM_ENI_TARGET": "2"},
+    {"WARM_IP_TARGET": "1"},
+    {"WARM_IP_TARGET": "4", "MINIMUM_IP_TARGET": "10"},
+    {"MINIMUM_IP_TARGET": "8"},
+)
+"""What the targets are set to while nodes run."""
 
 
 class Injector:
@@ -54,6 +66,9 @@ class Injector:
             "reboot": self._reboot,
             "clock": self._clock,
             "witness": self._witness,
+            "snapshot": self._snapshot,
+            "retune": self._retune,
+            "foreign_eni": self._foreign_eni,
         }
 
     def arm(self, faults: Sequence[Fault]) -> None:
@@ -228,3 +243,47 @@ class Injector:
         node.kube.is_down = False
         node.cache.is_readable = True
         node.spool.is_broken = False
+
+    def _snapshot(self, fault: Fault, node: SimNode) -> None:
+        node.write_snapshot()
+
+    def _retune(self, fault: Fault, node: SimNode) -> None:
+        """Somebody edits the DaemonSet: the agent is restarted with other targets."""
+        node.settings = read_settings(TUNINGS[fault.count % len(TUNINGS)])
+        node.stop(fault.seconds)
+
+    def _foreign_eni(self, fault: Fault, node: SimNode) -> None:
+        """Another program attaches an ENI that is none of ours to manage, and takes it away later."""
+        region, now = self._region, self._loop.time()
+        made = region.perform(
+            "CreateNetworkInterface",
+            {
+                "SubnetId": node.instance.subnet.id,
+                "TagSpecifications": [
+                    {
+                        "ResourceType": "network-interface",
+                        "Tags": [{"Key": NO_MANAGE_TAG, "Value": "true"}],
+                    }
+                ],
+            },
+            now,
+        )
+        if isinstance(made, Ec2Fault):
+            return
+        eni = made["NetworkInterface"]["NetworkInterfaceId"]
+        used = [each.attachment.device_index for each in node.instance.enis.values() if each.attachment]
+        device = next(index for index in range(1, 64) if index not in used)
+        params = {"NetworkInterfaceId": eni, "InstanceId": node.instance.id, "DeviceIndex": device}
+        region.perform("AttachNetworkInterface", params, now)
+        region.advance(now)
+        self._later(fault.seconds, self._take_away, eni)
+
+    def _take_away(self, eni: str) -> None:
+        region, now = self._region, self._loop.time()
+        held = region.world.enis.get(eni)
+        if held is not None and held.attachment is not None:
+            region.perform("DetachNetworkInterface", {"AttachmentId": held.attachment.id}, now)
+            region.advance(now)
+            self._later(10.0, self._take_away, eni)
+        elif held is not None:
+            region.perform("DeleteNetworkInterface", {"NetworkInterfaceId": eni}, now)

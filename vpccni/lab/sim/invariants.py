@@ -21,10 +21,13 @@ from vpccni.events.node import InvariantBroken
 from vpccni.events.sandbox import AddressAssigned, LeaseEnded
 from vpccni.lab.ec2 import Region
 from vpccni.lab.ec2.entities import Eni
+from vpccni.lab.sim.kernel_checks import check_kernel, check_wired
 from vpccni.lab.sim.node import SimNode
+from vpccni.lab.sim.promises import BrokenPromiseError
 from vpccni.lab.sim.sandbox import Sandbox
 from vpccni.loops.write import fold_start
 from vpccni.model import Address, EniId, LeaseId, SandboxKey, Stamp
+from vpccni.planner.reconcile import NO_MANAGE_TAG
 from vpccni.ports import LogStart
 from vpccni.projections.snapshot import picture, restore, snapshot_of
 from vpccni.projections.state import State
@@ -34,10 +37,6 @@ COOLDOWN_SLACK_S: Final = 5.0
 
 
 P = ParamSpec("P")
-
-
-class BrokenPromiseError(Exception):
-    """A promise does not hold."""
 
 
 def _reporting(check: Callable[Concatenate[Checker, P], None]) -> Callable[Concatenate[Checker, P], None]:
@@ -109,6 +108,7 @@ class Checker:
             raise BrokenPromiseError(f"{sandbox.told} was given {address}, which EC2 routes elsewhere")
         if attachment.status == "detaching":
             raise BrokenPromiseError(f"{sandbox.told} was given {address} on an ENI that is being detached")
+        check_wired(node, sandbox)
         self._acked_at[address] = sandbox
         book.acked[sandbox.key] = sandbox
 
@@ -281,7 +281,7 @@ class Checker:
         _compare(node, "fold of a snapshot taken now", picture(short), folded)
         for snapshot in node.store.snapshots:
             tail = tuple(opened(one) for one in events[snapshot.seq :])
-            records = unpacked(node, snapshot)
+            records = _unpacked(node, snapshot)
             state = fold_start(LogStart(snapshot=records, tail=tail, head=book.audit.head))
             _compare(node, f"fold from the snapshot of event {snapshot.seq}", picture(state), folded)
         agent = node.agent
@@ -302,7 +302,7 @@ class Checker:
         """Nothing is left over after a long rest: no orphan, no open intent, no leaked lease, a pool in order."""
         world = self._region.world
         for eni in world.enis.values():
-            if eni.attachment is None:
+            if eni.attachment is None and NO_MANAGE_TAG not in eni.tags:
                 raise BrokenPromiseError(f"{eni.id} is an orphan: available, {eni.tags}")
         for book in self._books.values():
             self.audit(book.node)
@@ -326,12 +326,19 @@ class Checker:
         if leased != held:
             leaked = [book.leases[book.by_address[each]] for each in sorted(leased - held)]
             raise BrokenPromiseError(f"{node.name} leaked {leaked}, lost {sorted(held - leased)}")
-        owned = {EniId(eni.id): set(eni.secondaries) for eni in node.instance.enis.values()}
+        owned = {
+            EniId(eni.id): set(eni.secondaries)
+            for eni in node.instance.enis.values()
+            if NO_MANAGE_TAG not in eni.tags
+        }
         books = {
-            each.facts.id: {cidr.removesuffix("/32") for cidr in each.cidrs} for each in state.enis.values()
+            each.facts.id: {cidr.removesuffix("/32") for cidr in each.cidrs}
+            for each in state.enis.values()
+            if each.managed
         }
         if owned != books:
             raise BrokenPromiseError(f"{node.name}: EC2 has {_sizes(owned)}, the books {_sizes(books)}")
+        check_kernel(node, list(book.acked.values()))
         self._finish_pool(node, sum(map(len, owned.values())), len(leased))
 
     def _finish_pool(self, node: SimNode, owned: int, used: int) -> None:
@@ -340,7 +347,7 @@ class Checker:
         if policy is None:
             raise BrokenPromiseError(f"{node.name} has no policy")
         per_eni = policy.slots_per_eni
-        most = min(policy.enis_max * per_eni, max(policy.max_pods, 0) + per_eni - 1)
+        most = min((policy.enis_max - policy.unmanaged_enis) * per_eni, max(policy.max_pods, 0) + per_eni - 1)
         free = owned - used
         is_subnet_full = node.instance.subnet.addresses.free_count < per_eni + 1
         if policy.has_ip_targets:
@@ -363,7 +370,7 @@ class Checker:
 _WATCHED: Final = frozenset({"address_assigned", "lease_ended", "effect_intended", "invariant_broken"})
 
 
-def unpacked(node: SimNode, snapshot: Any) -> Any:
+def _unpacked(node: SimNode, snapshot: Any) -> Any:
     """The records of a stored snapshot."""
     return unpack_snapshot(snapshot, node.store.events[snapshot.seq - 1].hash)
 

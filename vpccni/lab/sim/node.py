@@ -225,6 +225,7 @@ class SimNode:
         life = Life(f"{self.name}#{self.starts}")
         self.life = life
         self.trace(f"{self.name} start {self.starts}")
+        self.pass_point("starting")
         self.loop.create_task(self._live(life), name=life.name, context=life.context())
 
     async def _live(self, life: Life) -> None:
@@ -336,6 +337,20 @@ class SimNode:
         if not life.is_over:
             self.kill(restart_s=restart_s)
 
+    def write_snapshot(self) -> None:
+        """The agent writes a snapshot now: it does so by itself only after thousands of records."""
+        if self.agent is not None and self.life is not None and not self.life.is_over:
+            work = self._write_snapshot(self.agent)
+            self.loop.create_task(work, name="snapshot", context=self.life.context())
+
+    async def _write_snapshot(self, agent: Agent) -> None:
+        try:
+            records = await agent.writer.write_snapshot()
+        except VpccniError as error:
+            self.trace(f"{self.name} no snapshot: {error.reason}")
+        else:
+            self.trace(f"{self.name} snapshot of {records}")
+
     def reboot(self, down_s: float, *, is_sent: bool = True) -> None:
         """Power off and on: kernel, sandboxes and ``/var/run`` are gone, the log stays."""
         self.kill(restart_s=-1, is_sent=is_sent)
@@ -355,7 +370,11 @@ class SimNode:
         life = self.life
         if life is None or life.is_over:
             return
-        if fault.action == "step":
+        if fault.action == "starting":
+            # Twice: now, and then in the middle of its next start.
+            self._die(fault)
+            self.crash_wanted = msgspec.structs.replace(fault, seconds=0.5)
+        elif fault.action == "step":
             life.dies_at = life.steps + fault.count
             life.on_death = lambda: self._die(fault)
         else:
@@ -374,7 +393,7 @@ class SimNode:
                 return
             self._die(fault)
             return
-        steps = fault.count if fault.count < 20 else 1
+        steps = fault.count if fault.count < 20 or point == "starting" else 1
         life.dies_at = life.steps + steps
         life.on_death = lambda: self._die(fault)
 

@@ -23,6 +23,8 @@ ADD_ANSWER_S: Final = 85.0
 DEL_ANSWER_S: Final = 20.0
 SANDBOX_TRIES: Final = 4
 DEL_TRIES: Final = 5
+PROBE_S: Final = 5.0
+"""Of a pod on a node at rest: even if an ENI has to be made for it."""
 
 ENDINGS: Final = (
     (40, "plain"),
@@ -46,6 +48,7 @@ class Kubelet:
         self._count = count
         self._pods = 0
         self._sandboxes = 0
+        self._refusal = ""
         self._is_closing = asyncio.Event()
         self._alive: dict[Sandbox, None] = {}
         self._tasks: dict[asyncio.Task[None], None] = {}
@@ -72,6 +75,19 @@ class Kubelet:
         self._is_closing.set()
         while self._tasks:
             await asyncio.wait(list(self._tasks))
+
+    async def probe(self) -> None:
+        """When everything is well again a pod gets its address at once, or the reason why there is none."""
+        sandbox = self._new_sandbox(f"{self._node.name}-probe")
+        began = self._node.loop.time()
+        if not await self._add(sandbox):
+            if self._refusal not in ("subnet_exhausted", "instance_full", "max_pods_reached"):
+                self._checker.report(f"{sandbox.told}: a node at rest refused an ADD: {self._refusal}")
+        elif self._node.loop.time() - began > PROBE_S:
+            self._checker.report(
+                f"{sandbox.told}: a node at rest took {self._node.loop.time() - began:.1f} s"
+            )
+        await self._delete(sandbox, "plain", random.Random(0))
 
     def reboot(self) -> None:
         """The runtime and all sandboxes are gone with the machine."""
@@ -194,6 +210,7 @@ class Kubelet:
         )
         told = answer.get("reason") or ",".join(ip["address"] for ip in answer.get("ips", ()))
         self._node.trace(f"{sandbox.told} {verb} {status} {told}")
+        self._refusal = str(answer.get("reason", ""))
         if status != 200:
             self._checker.on_refused(sandbox, verb, answer)
         return status, answer
