@@ -38,6 +38,7 @@ class Reason(StrEnum):
     LOG_WRITE_FAILED = "log_write_failed"
     LOG_NEWER = "log_newer"
     LOG_DAMAGED = "log_damaged"
+    LOG_UNUSABLE = "log_unusable"
     LOG_VOLATILE = "log_volatile"
     LOG_IN_USE = "log_in_use"
     INVARIANT_BROKEN = "invariant_broken"
@@ -147,6 +148,10 @@ EXPLANATIONS: Final[dict[Reason, Explanation]] = {
     Reason.LOG_DAMAGED: Explanation(
         "The event log is damaged: its hash chain or its content does not hold.",
         "A copy is kept beside it (*.quarantine-*); run `vpccni replay LOG verify`, restore a good copy.",
+    ),
+    Reason.LOG_UNUSABLE: Explanation(
+        "The place of the event log cannot be used; the log itself, if there is one, was not touched.",
+        "Look at the directory in the message (--state-dir): does it exist, is it writable, is it a directory?",
     ),
     Reason.LOG_VOLATILE: Explanation(
         "The event log would lie on a tmpfs or overlay, where a sync promises nothing.",

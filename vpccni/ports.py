@@ -20,6 +20,7 @@ from vpccni.model import (
     InstanceFacts,
     InstanceId,
     InstanceLimits,
+    Mac,
     Seq,
     Stamp,
     SubnetId,
@@ -164,6 +165,9 @@ class Imds(Protocol):
 
     async def attached_macs(self) -> tuple[str, ...]:
         """The MACs that IMDS lists: one request, the cheap reading. May lag. Raises as ``instance``."""
+
+    async def subnet_cidr(self, mac: Mac) -> Cidr:
+        """The CIDR of the subnet of an attached ENI. Raises as ``instance``."""
 
     async def close(self) -> None:
         """Release connections. Idempotent."""

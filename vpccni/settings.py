@@ -211,7 +211,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_pods: int = 0
     ip_cooldown_s: int = 30
     add_wait_s: int = 55
-    manage_enis_non_schedulable: bool = False
     ec2_parallel_max: int = 8
     http_timeout_s: int = 10
     additional_eni_tags: dict[str, str] = {}
@@ -285,8 +284,8 @@ TABLE: Final[tuple[Setting, ...]] = (
                 "for an answer and kubelet longer, so that it is we who give the reason.",
                 unit="s", refuses=True),
         _no_effect("WARM_PREFIX_TARGET", _COUNT, "0", "Counts only with prefix delegation."),
-        Setting("AWS_MANAGE_ENIS_NON_SCHEDULABLE", "manage_enis_non_schedulable", _BOOLEAN, "false",
-                "Grow and shrink the pool also while the node takes no new pods."),
+        _no_effect("AWS_MANAGE_ENIS_NON_SCHEDULABLE", _BOOLEAN, "false",
+                   "The pool grows and shrinks also while the node takes no new pods, as with true."),
     ),
     *_group(
         "EC2",
@@ -294,7 +293,7 @@ TABLE: Final[tuple[Setting, ...]] = (
                 "How many EC2 calls may be under way at once; EC2 throttles an account as a whole.",
                 refuses=True),
         Setting("HTTP_TIMEOUT", "http_timeout_s", _integer(10, 3600), "10",
-                "How long one EC2 or IMDS request may take.", unit="s"),
+                "How long one EC2 request may take; one to IMDS may take 2 s.", unit="s"),
         Setting("ADDITIONAL_ENI_TAGS", "additional_eni_tags", _TAGS, "{}",
                 "Further tags for ENIs that we create. Keys with k8s.amazonaws.com are left out."),
         Setting("MANAGE_UNTAGGED_ENI", "manage_untagged_eni", _BOOLEAN, "true",

@@ -90,6 +90,14 @@ class ImdsV2:
         listing = await self._need("network/interfaces/macs/")
         return tuple(sorted(line.rstrip("/").lower() for line in listing.split()))
 
+    async def subnet_cidr(self, mac: Mac) -> Cidr:
+        """The CIDR of the subnet of an attached ENI: one request."""
+        text = await self._need(f"network/interfaces/macs/{mac}/subnet-ipv4-cidr-block")
+        try:
+            return parse_cidr(text)
+        except ValueError as error:
+            raise TransientError(Reason.IMDS_UNREACHABLE, f"subnet-ipv4-cidr-block: {text[:40]!r}") from error
+
     async def close(self) -> None:
         """Release connections. Idempotent; the next request opens anew."""
         session, self._session = self._session, None

@@ -269,7 +269,7 @@ class SqliteLog:
         except OSError as error:
             if is_no_space(error):
                 raise TransientError(Reason.LOG_DISK_FULL, f"{files.main}: {error}") from error
-            raise PermanentError(Reason.LOG_DAMAGED, f"{files.main} cannot be read: {error}") from error
+            raise PermanentError(Reason.LOG_UNUSABLE, f"{files.main}: {error}") from error
         return found, is_torn
 
     async def _connect(self) -> None:

@@ -43,7 +43,7 @@ _CODES: Final[dict[Reason, int]] = {
 }
 
 _CONTAINER_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
-_IFNAME_BAD = re.compile(r"[/:\s\x00]")
+_IFNAME_BAD = re.compile(r"[/:%\s\x00]")  # %: the kernel would take it for a pattern
 _NAME_MAX: Final = 200
 """Bytes of a container id or network name: runtimes use 64 and a dozen; both are written into the log."""
 _NETNS_MAX: Final = 4095
@@ -189,7 +189,11 @@ def _check_environment(request: Request, version: str) -> None:
     if len(ifname.encode()) > 15 or ifname in (".", "..") or _IFNAME_BAD.search(ifname):
         raise CniFault(Reason.BAD_ENVIRONMENT, f"CNI_IFNAME {ifname[:80]!r}", version)
     netns = request.netns
-    if netns and (not netns.startswith("/") or "\x00" in netns or len(netns.encode()) > _NETNS_MAX):
+    if (
+        request.command != "DEL"
+        and netns
+        and (not netns.startswith("/") or "\x00" in netns or len(netns.encode()) > _NETNS_MAX)
+    ):
         raise CniFault(Reason.BAD_ENVIRONMENT, "CNI_NETNS is not an absolute path", version)
 
 

@@ -30,6 +30,7 @@ from vpccni.loops.serve_cni import CniService
 from vpccni.loops.write import Writer
 from vpccni.model import Cidr, Stamp
 from vpccni.planner import commands as c
+from vpccni.planner.view import LINK_PATIENCE_S, without_link_s
 from vpccni.planner.warm_pool import PoolPolicy
 from vpccni.ports import Clock, Ec2, EventLog, Imds, Kernel, KubernetesNode, RuntimeCache, Spool
 from vpccni.settings import Settings, effective
@@ -77,6 +78,7 @@ class Agent:
             parallel_max=settings.ec2_parallel_max,
             on_change=self._wake_planner,
             on_refused=lambda: self.reconcile.compare_soon(),
+            on_recreated=lambda: self.reconcile.clean_soon(),
         )
         self.keep_warm = KeepWarm(
             writer=self.writer,
@@ -87,7 +89,6 @@ class Agent:
             cooldown_s=settings.ip_cooldown_s,
             template=EniTemplate(settings.cluster_name, settings.additional_eni_tags),
             no_change=self.readiness.no_change,
-            manages_unschedulable=settings.manage_enis_non_schedulable,
         )
         self.reconcile = Reconcile(
             writer=self.writer,
@@ -200,6 +201,11 @@ class Agent:
                 "imds": self.reconcile.imds_failing,
                 "ec2": self.reconcile.ec2_failing,
                 "kernel": self.links.problem,
+                "links": [
+                    sentence(Reason.ENI_LINK_MISSING, held.facts.id)
+                    for held in state.enis.values()
+                    if held.managed and without_link_s(state, held, self.now()) > LINK_PATIENCE_S
+                ],
                 "broken": self.readiness.is_broken,
                 "settings": list(self.settings.warnings),
             },
@@ -259,10 +265,10 @@ class Agent:
             # What is wired stays wired and new pods can be: the loop tries again and says so.
             _log.error("kernel_problem", reason=error.reason, detail=error.detail)
             self.links.problem = error.detail
-        if state.primary_eni() is None and self.writer.state.primary_eni() is None:
-            self.readiness.not_serving = Refused(
-                Reason.NODE_NOT_INITIALIZED, "waiting for EC2 to list the ENIs"
-            )
+        primary = self.writer.state.primary_eni()
+        if primary is None or not primary.facts.subnet_cidr:
+            lacking = "to list the ENIs" if primary is None else "or IMDS to tell the subnet's CIDR"
+            self.readiness.not_serving = Refused(Reason.NODE_NOT_INITIALIZED, f"waiting for EC2 {lacking}")
             return
         if self.readiness.not_serving is not None:
             _log.info("serving", leases=len(self.writer.state.leases), enis=len(self.writer.state.enis))

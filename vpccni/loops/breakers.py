@@ -91,7 +91,8 @@ class Breakers:
         """What makes waiting for an address useless: pauses that are over soon are left out."""
 
         def refusing(breaker: Breaker) -> str:
-            return breaker.reason if breaker.is_refusing else ""
+            # Once the pause is over somebody has to wait, or the call that would close it is never made.
+            return breaker.reason if breaker.is_refusing and breaker.holding(now) else ""
 
         return Constraints(
             create_blocked=refusing(self.create),

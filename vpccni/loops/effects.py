@@ -48,6 +48,7 @@ class Effects:
         parallel_max: int,
         on_change: Callable[[], None],
         on_refused: Callable[[], None],
+        on_recreated: Callable[[], None],
     ) -> None:
         self._writer = writer
         self._ec2 = ec2
@@ -55,6 +56,7 @@ class Effects:
         self._budget = asyncio.Semaphore(parallel_max)
         self._on_change = on_change
         self._on_refused = on_refused
+        self._on_recreated = on_recreated
         self.attach_refused: set[str] = set()
         self.under_way: set[IntentId] = set()
         self._unsure_since: dict[IntentId, float] = {}
@@ -235,9 +237,14 @@ class Effects:
     async def _find_created(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
         """By our own creation tag first: then also an EC2 that ignores the token cannot give us two."""
         mark = wanted.tags.get(CREATED_AT_TAG)
-        for facts in await ec2.describe_left_behind(self._instance()):
-            if mark and facts.tags.get(CREATED_AT_TAG) == mark:
-                return c.Confirmed(facts=facts, how="observed")
+        for reading in range(2):
+            if reading:
+                await asyncio.sleep(SETTLE_PAUSE_S)  # Describe lags behind what was just made.
+            for facts in await ec2.describe_left_behind(self._instance()):
+                if mark and facts.tags.get(CREATED_AT_TAG) == mark:
+                    return c.Confirmed(facts=facts, how="observed")
+        # One that Describe shows only later is nobody's: look for such once more when all is settled.
+        self._on_recreated()
         return await self._attempt(ec2, wanted)
 
     async def _find_attached(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:

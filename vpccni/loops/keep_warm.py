@@ -51,7 +51,7 @@ class EniTemplate(msgspec.Struct, frozen=True):
     additional_tags: dict[str, str] = {}
 
     def tags(self, instance: str, created_at: str) -> dict[str, str]:
-        """Tags of a new ENI (reference ipamd section 4.3)."""
+        """Tags of a new ENI (the original's, by which its tools find them)."""
         tags = {"node.k8s.amazonaws.com/instance_id": instance, CREATED_AT_TAG: created_at}
         if self.cluster_name:
             tags |= {"cluster.k8s.amazonaws.com/name": self.cluster_name, "eks:eni:owner": "amazon-vpc-cni"}
@@ -72,7 +72,6 @@ class KeepWarm:
         cooldown_s: float,
         template: EniTemplate,
         no_change: Callable[[], str],
-        manages_unschedulable: bool,
     ) -> None:
         self._writer = writer
         self._effects = effects
@@ -82,7 +81,6 @@ class KeepWarm:
         self._cooldown_s = cooldown_s
         self._template = template
         self._no_change = no_change
-        self._manages_unschedulable = manages_unschedulable
         self._wake = asyncio.Event()
         self._released_at: float | None = None
         self.plan: Plan | None = None
@@ -138,7 +136,7 @@ class KeepWarm:
     def _plan_pool(self, state: State, policy: PoolPolicy) -> list[EffectIntended]:
         stamp, now = self._clock.now(), asyncio.get_running_loop().time()
         views = views_of(state, stamp, self._cooldown_s, policy.slots_per_eni)
-        made = plan(views, policy, Demand(self._writer.waiting), self._constraints(state, now, policy))
+        made = plan(views, policy, Demand(self._writer.waiting), self._constraints(now, policy))
         self.plan = made
         self._writer.post(
             c.NotePlan(
@@ -156,18 +154,11 @@ class KeepWarm:
                 self._released_at = now
         return wanted
 
-    def _constraints(self, state: State, now: float, policy: PoolPolicy) -> Constraints:
+    def _constraints(self, now: float, policy: PoolPolicy) -> Constraints:
         shrink = ""
-        if not state.is_schedulable and not self._manages_unschedulable:
-            shrink = "unschedulable"
-        elif self._released_at is not None and now - self._released_at < policy.release_interval_s:
+        if self._released_at is not None and now - self._released_at < policy.release_interval_s:
             shrink = "released_lately"
-        made = self._breakers.for_plan(now, shrink, self._no_change())
-        if not state.is_schedulable and not self._manages_unschedulable:
-            made = msgspec.structs.replace(
-                made, create_blocked="unschedulable", assign_blocked="unschedulable"
-            )
-        return made
+        return self._breakers.for_plan(now, shrink, self._no_change())
 
     def _intended(self, state: State, step: Step, number: int, reason: str) -> EffectIntended:
         match step:

@@ -7,17 +7,19 @@ only when IMDS lists other ENIs than the books, or after a long while. Nothing h
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn
 
+import msgspec
 import structlog
 
 from vpccni.errors import Reason, Refused, TransientError, VpccniError
 from vpccni.events.node import LimitsObserved, MaxPodsObserved
 from vpccni.loops.readiness import Readiness
 from vpccni.loops.write import Writer
-from vpccni.model import EniFacts
+from vpccni.model import Cidr, EniFacts
 from vpccni.planner import commands as c
 from vpccni.ports import Ec2, Imds, KubernetesNode
 
@@ -32,6 +34,7 @@ SECOND_READING_S: Final = 5.0
 RETRY_FIRST_S: Final = 0.25
 RETRY_MAX_S: Final = 15.0
 LEFT_BEHIND_PERIOD_S: Final = 3600.0
+CLEAN_SOON_S: Final = 60.0
 
 
 class Reconcile:
@@ -63,6 +66,7 @@ class Reconcile:
         self._wake = asyncio.Event()
         self._disagreements = 0
         self._is_doubted = False
+        self._clean_at = math.inf
         self._is_max_pods_open = False
         self.ec2_seen_at: float | None = None
         self.imds_failing = ""
@@ -73,6 +77,10 @@ class Reconcile:
         self._is_doubted = True
         self._wake.set()
 
+    def clean_soon(self) -> None:
+        """An ENI may have been made twice: look for what was left behind before the hour is over."""
+        self._clean_at = min(self._clean_at, asyncio.get_running_loop().time() + CLEAN_SOON_S)
+
     async def run(self) -> NoReturn:
         """Learn who we are, then compare for ever."""
         await self._patiently(self._identify, "imds")
@@ -82,7 +90,7 @@ class Reconcile:
         if self._cleans_up:
             await self._patiently(self._adopt_left_behind, "ec2")
         loop = asyncio.get_running_loop()
-        cleaned_at = loop.time()
+        self._clean_at = min(self._clean_at, loop.time() + LEFT_BEHIND_PERIOD_S)
         while True:
             await self._pause(IMDS_PERIOD_S * (0.9 + 0.2 * self._rng.random()))
             await self._look()
@@ -90,8 +98,8 @@ class Reconcile:
                 await self._once(self._on_identity, "kernel")  # The primary link may come late.
             if self._is_max_pods_open:
                 await self._learn_max_pods()
-            if self._cleans_up and loop.time() - cleaned_at > LEFT_BEHIND_PERIOD_S:
-                cleaned_at = loop.time()
+            if self._cleans_up and loop.time() > self._clean_at:
+                self._clean_at = loop.time() + LEFT_BEHIND_PERIOD_S
                 await self._once(self._adopt_left_behind, "ec2")
 
     async def _pause(self, seconds: float) -> None:
@@ -206,7 +214,7 @@ class Reconcile:
             if state.instance is None:
                 raise TransientError(Reason.NODE_NOT_INITIALIZED)
             ec2 = await self._ec2()
-            enis = await ec2.describe_attached(state.instance.id)
+            enis = await self._with_subnets(await ec2.describe_attached(state.instance.id))
             self.ec2_seen_at = asyncio.get_running_loop().time()
             was_empty = not state.enis
             if not any(facts.device == 0 for facts in enis):
@@ -217,6 +225,20 @@ class Reconcile:
                 break
             await asyncio.sleep(SECOND_READING_S)
         await self._on_identity()
+
+    async def _with_subnets(self, enis: tuple[EniFacts, ...]) -> tuple[EniFacts, ...]:
+        """EC2 tells a subnet's CIDR by a call of its own, which IAM may forbid; IMDS knows it, too."""
+        known = {held.facts.subnet: held.facts.subnet_cidr for held in self._writer.state.enis.values()}
+        filled = []
+        for facts in enis:
+            cidr = facts.subnet_cidr or known.get(facts.subnet) or Cidr("")
+            if not cidr:
+                try:
+                    cidr = await self._imds.subnet_cidr(facts.mac)
+                except VpccniError as error:
+                    _log.warning("subnet_unknown", eni=facts.id, reason=error.reason, detail=error.detail)
+            filled.append(msgspec.structs.replace(facts, subnet_cidr=cidr))
+        return tuple(filled)
 
     def _differs(self, enis: tuple[EniFacts, ...]) -> bool:
         state = self._writer.state

@@ -29,7 +29,7 @@ READINGS_TO_BELIEVE: Final = 2
 
 
 def is_managed(facts: EniFacts, instance: str, manages_untagged: bool) -> bool:
-    """Whether an attached ENI is ours to use (reference ipamd section 2.6; the primary always is)."""
+    """Whether an attached ENI is ours to use (the original's rules; the primary always is)."""
     if facts.device == 0 and facts.card == 0:
         return True
     if facts.type not in ("interface", "efa", "trunk"):
@@ -98,8 +98,10 @@ def _compare_known(
             )
             events.append((attached, 0))
         return events
-    if facts.subnet_cidr and not held.facts.subnet_cidr:
-        # Without it the link cannot be set up: the ENI would serve nobody for as long as it lives.
+    is_set_up_at_last = facts.subnet_cidr and not held.facts.subnet_cidr
+    if is_set_up_at_last or (held.is_primary and facts.groups != held.facts.groups):
+        # Without the subnet its link cannot be set up: it would serve nobody for as long as it lives. And
+        # new ENIs get the primary's security groups, which somebody may have changed.
         again = eni.EniAdopted(facts=_bare(facts), managed=held.managed, origin=held.origin, table=held.table)
         events.append((again, 0))
     elif held.suspected:

@@ -14,6 +14,9 @@ EC2_DELIVERY_S: Final = 3.0
 """How long EC2 takes to deliver new addresses (create 0.6 s + attach 1.2 s, measured, and some): an address
 whose rest ends sooner is supply, since asking EC2 instead would bring it later and cost calls."""
 
+LINK_HOPELESS_S: Final = 300.0
+"""After this long it is given back: a slot that serves nobody is worth more with a new ENI on it."""
+
 LINK_PATIENCE_S: Final = 60.0
 """An attached ENI whose link has not come after this long is no longer counted as supply."""
 
@@ -90,6 +93,14 @@ def views_of(state: State, now: Stamp, cooldown_s: float, slots: int) -> list[En
     return views
 
 
+def without_link_s(state: State, held: Eni, now: Stamp) -> float:
+    """Seconds for which an attached ENI has had no link in the kernel; 0 when it has one."""
+    if held.is_link_ready or held.phase != "attached":
+        return 0.0
+    since = held.records.get("link") or held.records.get("attached")
+    return state.elapsed_s(since.stamp if since is not None else held.adopted, now)
+
+
 def _view(
     state: State, held: Eni, under_release: set[Cidr], now: Stamp, cooldown_s: float, slots: int
 ) -> EniView:
@@ -118,8 +129,13 @@ def _view(
         and held.facts.type == "interface"
         and (
             held.phase == "detached"
-            or (not held.is_link_ready and state.elapsed_s(held.adopted, now) < LINK_PATIENCE_S)
+            or (not held.is_link_ready and without_link_s(state, held, now) < LINK_PATIENCE_S)
         )
+    )
+    is_hopeless = (
+        held.origin == "created"
+        and held.phase == "attached"
+        and without_link_s(state, held, now) >= LINK_HOPELESS_S
     )
     pending = sum(
         intent.intended.count
@@ -133,10 +149,14 @@ def _view(
         is_primary=held.is_primary,
         is_usable=usable,
         is_coming=is_coming,
+        is_excluded=is_hopeless,
         is_busy=bool(busy & set(ADDRESS_KINDS)),
         is_leaving=held.is_retiring or "detach" in busy or "delete" in busy,
         can_grow=in_order and usable,
-        can_shrink=in_order and usable and held.facts.type == "interface" and not held.is_primary,
+        can_shrink=in_order
+        and (usable or is_hopeless)
+        and held.facts.type == "interface"
+        and not held.is_primary,
         slots=0 if held.facts.type == "trunk" else slots,
         owned=len(held.cidrs),
         pending=pending,

@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         " use by an agent, or be a copy; it is never changed.",
         epilog=f"A moment T is {FORMS}. Exit codes: 0 good, 1 the log is damaged, 2 wrong usage or unreadable.",
     )
-    parser.add_argument("log", metavar="LOG", help="the file, on a node /var/lib/aws-node/events.db")
+    parser.add_argument("log", metavar="LOG", help="the file, on a node /var/lib/aws-node/events.sqlite")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--json", action="store_true", help="one JSON document instead of text")
@@ -238,7 +238,7 @@ def _advice(error: PermanentError) -> str:
     """What is wrong with the file, and what to do."""
     advice = {
         Reason.LOG_IN_USE: "Try again: another program locks the file.",
-        Reason.LOG_DAMAGED: "Name the log itself (events.db) and copy its -wal along with it;"
+        Reason.LOG_DAMAGED: "Name the log itself (events.sqlite) and copy its -wal along with it;"
         " a damaged one is read as far as SQLite can open it.",
     }
     return f"{error.detail}. {advice.get(error.reason) or EXPLANATIONS[error.reason].next_action}"

@@ -87,6 +87,11 @@ class Checker:
         """Begin with a node."""
         self._books[node.name] = _NodeBook(node=node)
 
+    def image(self, node: SimNode, of: SimNode) -> None:
+        """A node's disk holds another one's log: those leases are the other's, and may end here."""
+        book, other = self._books[node.name], self._books[of.name]
+        book.leases = dict(other.leases)
+
     # -- the runtime's side -----------------------------------------------------------------------
 
     @_reporting
