@@ -53,6 +53,8 @@ def compare_with_ec2(
     is_first = not state.enis
     for facts in command.enis:
         held = state.enis.get(facts.id)
+        if held is not None:
+            events += _facts_again(held, facts)
         if state.intents_on(facts.id):
             continue
         if held is None:
@@ -83,6 +85,20 @@ def _adopt(facts: EniFacts, managed: bool) -> list[Caused]:
     return events
 
 
+def _facts_again(held: Eni, facts: EniFacts) -> list[Caused]:
+    """What EC2 did not tell at the adoption, or what somebody has changed since.
+
+    Without its subnet's CIDR an ENI's link cannot be set up: it would serve nobody for as long as it lives. New
+    ENIs get the primary's security groups.
+    """
+    is_told_at_last = bool(facts.subnet_cidr) and not held.facts.subnet_cidr
+    has_other_groups = held.is_primary and facts.groups != held.facts.groups
+    if held.phase != "attached" or not (is_told_at_last or has_other_groups):
+        return []
+    adopted = eni.EniAdopted(facts=_bare(facts), managed=held.managed, origin=held.origin, table=held.table)
+    return [(adopted, 0)]
+
+
 def _compare_known(
     state: State, held: Eni, facts: EniFacts, before: EniFacts | None, now: Stamp, cooldown_s: float
 ) -> list[Caused]:
@@ -98,13 +114,7 @@ def _compare_known(
             )
             events.append((attached, 0))
         return events
-    is_set_up_at_last = facts.subnet_cidr and not held.facts.subnet_cidr
-    if is_set_up_at_last or (held.is_primary and facts.groups != held.facts.groups):
-        # Without the subnet its link cannot be set up: it would serve nobody for as long as it lives. And
-        # new ENIs get the primary's security groups, which somebody may have changed.
-        again = eni.EniAdopted(facts=_bare(facts), managed=held.managed, origin=held.origin, table=held.table)
-        events.append((again, 0))
-    elif held.suspected:
+    if held.suspected:
         events.append((eni.EniCleared(eni=facts.id, source="ec2"), 0))
     if not held.managed:
         return events
