@@ -138,6 +138,9 @@ class Stage:
         enis = self.region.world.enis.values()
         return next(eni for eni in enis if sandbox.address in eni.secondaries)
 
+    def primary_of(self, node: SimNode) -> Any:
+        return node.instance.primary_eni
+
     def owned(self, node: SimNode) -> set[str]:
         """What EC2 routes to the node's ENIs, their own addresses left out."""
         return {address for eni in node.instance.enis.values() for address in eni.secondaries}

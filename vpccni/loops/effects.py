@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from vpccni.errors import OutcomeUnknownError, PermanentError, Reason, TransientError, VpccniError
-from vpccni.events.effect import EffectIntended
+from vpccni.events.effect import EffectIntended, EffectKind
 from vpccni.loops.breakers import Breakers
 from vpccni.loops.write import Writer
 from vpccni.model import EniFacts, InstanceId, IntentId
@@ -29,6 +29,7 @@ SETTLE_PAUSE_S: Final = 2.0
 """Between two readings that must agree: EC2's Describe has been seen to lag a second or two."""
 DETACH_POLL_S: Final = 1.0
 DETACH_POLLS_MAX: Final = 40
+GROWTH_KINDS: Final = ("create", "attach", "assign")
 REPEATED_KINDS: Final = ("create", "unassign", "detach")
 """Calls that are made once more when Describe shows no trace of the first."""
 SURE_AFTER_S: Final = 60.0
@@ -53,7 +54,10 @@ class Effects:
         self._writer = writer
         self._ec2 = ec2
         self._breakers = breakers
-        self._budget = asyncio.Semaphore(parallel_max)
+        # What gives back never stands in the way of growth: each has a part of the budget to itself.
+        shrinking = max(1, parallel_max // 4)
+        self._growth = asyncio.Semaphore(max(1, parallel_max - shrinking))
+        self._shrinkage = asyncio.Semaphore(shrinking)
         self._on_change = on_change
         self._on_refused = on_refused
         self._on_recreated = on_recreated
@@ -74,7 +78,7 @@ class Effects:
         started = loop.time()
         try:
             ec2 = await self._ec2()
-            async with self._budget:
+            async with self._budget_of(wanted.kind):
                 outcome = await self._attempt(ec2, wanted)
             await self._writer.submit(c.Settle(intent, outcome))
             _log.info(
@@ -103,7 +107,7 @@ class Effects:
             until = max(self._breakers.of(wanted.kind).until, self._breakers.ask.until)
             await asyncio.sleep(max(0.0, until - loop.time()))
             ec2 = await self._ec2()
-            async with self._budget:
+            async with self._budget_of(wanted.kind):
                 await self._settle(ec2, intent, wanted)
             self._breakers.ask.succeed()
         except VpccniError as error:
@@ -115,6 +119,9 @@ class Effects:
         finally:
             self.under_way.discard(intent)
             self._on_change()
+
+    def _budget_of(self, kind: EffectKind) -> asyncio.Semaphore:
+        return self._growth if kind in GROWTH_KINDS else self._shrinkage
 
     # -- the calls --------------------------------------------------------------------------------
 
