@@ -244,13 +244,11 @@ class Effects:
     async def _find_created(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
         """By our own creation tag first: then also an EC2 that ignores the token cannot give us two."""
         mark = wanted.tags.get(CREATED_AT_TAG)
-        for reading in range(2):
-            if reading:
-                await asyncio.sleep(SETTLE_PAUSE_S)  # Describe lags behind what was just made.
-            for facts in await ec2.describe_left_behind(self._instance()):
-                if mark and facts.tags.get(CREATED_AT_TAG) == mark:
-                    return c.Confirmed(facts=facts, how="observed")
-        # One that Describe shows only later is nobody's: look for such once more when all is settled.
+        for facts in await ec2.describe_left_behind(self._instance()):
+            if mark and facts.tags.get(CREATED_AT_TAG) == mark:
+                return c.Confirmed(facts=facts, how="observed")
+        # Describe may lag, and an EC2 that ignores the token then makes a second one: pods wait for this one,
+        # so it is asked for now, and the other is looked for when all is settled.
         self._on_recreated()
         return await self._attempt(ec2, wanted)
 

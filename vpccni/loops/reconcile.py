@@ -256,6 +256,9 @@ class Reconcile:
         state = self._writer.state
         if state.instance is None:
             return
+        if any(intent.intended.kind == "create" for intent in state.intents.values()):
+            self.clean_soon()  # What is found now may be what that create makes.
+            return
         ec2 = await self._ec2()
         enis = await ec2.describe_left_behind(state.instance.id)
         if enis:
