@@ -11,9 +11,9 @@ import msgspec
 from vpccni.errors import Reason, Refused
 from vpccni.events import address, effect, eni, node, sandbox
 from vpccni.events.codec import KIND_OF
-from vpccni.model import EniFacts, IntentId, LeaseId, Seq, Stamp, route_table_of
+from vpccni.model import Cidr, EniFacts, EniId, IntentId, LeaseId, Seq, Stamp, is_inside, route_table_of
 from vpccni.planner import commands as c
-from vpccni.planner.assign import choose_address
+from vpccni.planner.assign import choose_address, is_usable
 from vpccni.planner.reconcile import adopt_left_behind, compare_with_ec2
 from vpccni.planner.view import ADDRESS_KINDS, busy_with, is_cidr_rested, views_of
 from vpccni.planner.warm_pool import prospect
@@ -111,11 +111,7 @@ def _add(state: State, command: c.Add, now: Stamp, context: c.Context) -> c.Answ
 
 
 def _wait_or_refuse(state: State, now: Stamp, context: c.Context, request: tuple[c.Caused, ...]) -> c.Answer:
-    resting_soon = sum(
-        rest.is_standing or state.rest_left_s(rest, now, context.cooldown_s) < context.add_wait_s
-        for rest in state.rests.values()
-    )
-    if resting_soon > context.ahead:
+    if _resting_soon(state, now, context) > context.ahead:
         return c.Park(Reason.NO_ADDRESS, "waiting for a resting address", request)
     if context.policy is None:
         return c.Park(Reason.NODE_NOT_INITIALIZED, "the limits of the instance type are not known", request)
@@ -124,6 +120,27 @@ def _wait_or_refuse(state: State, now: Stamp, context: c.Context, request: tuple
     if outlook.possible:
         return c.Park(Reason.NO_ADDRESS, "waiting for EC2", request)
     return Refused(outlook.reason)
+
+
+def _resting_soon(state: State, now: Stamp, context: c.Context) -> int:
+    """How many addresses end their rest while an ADD may wait.
+
+    A rest is remembered long after its end, and also on an ENI that serves nobody any more: neither is worth
+    waiting for.
+    """
+    under_release = state.cidrs_under_release()
+    usable: dict[EniId, list[Cidr]] = {
+        held.facts.id: [
+            one for one, owned in held.cidrs.items() if not owned.suspected and one not in under_release
+        ]
+        for held in state.enis.values()
+        if is_usable(held)
+    }
+    return sum(
+        rest.is_standing or state.rest_left_s(rest, now, context.cooldown_s) < context.add_wait_s
+        for rested, rest in state.rests.items()
+        if any(is_inside(rested, cidr) for cidr in usable.get(rest.bindings[0].eni, ()))
+    )
 
 
 def _ended(lease: Lease, cause: sandbox.EndCause, witnesses: tuple[str, ...] = ()) -> c.Caused:

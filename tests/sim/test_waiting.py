@@ -1,0 +1,39 @@
+"""An ADD waits while something can satisfy it, and is told at once when nothing can."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.sim.stage import Stage, play
+
+
+def test_a_full_node_does_not_wait_for_addresses_that_nobody_can_have():
+    """1. An ENI has served pods and serves no more: its link is gone. 2. All else is in use. 3. An ADD comes."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        pods = await stage.pods(node, 9)
+        lost = stage.eni_of(pods[-1])
+        assert lost is not stage.primary_of(node)
+        await stage.delete(node, *[pod for pod in pods if stage.eni_of(pod) is lost])
+        node.kernel.unplug(lost.mac)
+        await asyncio.sleep(90)
+        began = stage.loop.time()
+        kubelet = stage.kubelets[node.name]
+        assert not await kubelet._add(kubelet._new_sandbox("one-too-many"))
+        assert kubelet._refusal in ("instance_full", "eni_link_missing")
+        assert stage.loop.time() - began < 2
+
+    play(scenario)
+
+
+def test_a_full_node_waits_for_an_address_that_rests():
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        pods = await stage.pods(node, 9)
+        await stage.delete(node, pods[0])
+        began = stage.loop.time()
+        await stage.pods(node, 1)
+        assert 20 < stage.loop.time() - began < 40
+
+    play(scenario)
