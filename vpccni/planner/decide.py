@@ -15,7 +15,7 @@ from vpccni.model import Cidr, EniFacts, EniId, IntentId, LeaseId, Seq, Stamp, i
 from vpccni.planner import commands as c
 from vpccni.planner.assign import choose_address, is_usable
 from vpccni.planner.reconcile import adopt_left_behind, compare_with_ec2
-from vpccni.planner.view import ADDRESS_KINDS, busy_with, is_cidr_rested, views_of
+from vpccni.planner.view import ADDRESS_KINDS, SIDE_KINDS, busy_with, is_cidr_rested, views_of
 from vpccni.planner.warm_pool import prospect
 from vpccni.projections.enis import Eni
 from vpccni.projections.leases import Lease
@@ -71,6 +71,8 @@ def decide(state: State, command: c.Command, now: Stamp, context: c.Context) -> 
             return _observe(state, command)
         case c.NotePlan():
             before = state.plan
+            if before == command.plan:
+                return c.Decision()  # Said already; if it acts again, its intents tell of it.
             if not command.plan.steps and before is not None and before.reason == command.plan.reason:
                 return c.Decision()
             return c.Decision(((command.plan, 0),))
@@ -241,7 +243,8 @@ def _objection(state: State, wanted: effect.EffectIntended, now: Stamp, context:
         case "modify" | "tag":
             return "busy" if busy or held.phase != "attached" else ""
         case "assign":
-            return "busy" if busy or held.phase != "attached" or held.is_retiring else ""
+            # As in the plan's view of the ENI: what changes neither addresses nor attachment is not in the way.
+            return "busy" if busy - SIDE_KINDS or held.phase != "attached" or held.is_retiring else ""
         case "unassign":
             if busy & {*ADDRESS_KINDS, "detach"}:
                 return "busy"
@@ -273,7 +276,7 @@ def _attach_objection(state: State, held: Eni, wanted: effect.EffectIntended, bu
 def _detach_objection(state: State, held: Eni, busy: set[str], now: Stamp, cooldown_s: float) -> str:
     if held.is_primary or not held.managed or held.facts.type != "interface":
         return "not ours to detach"
-    if busy or held.phase != "attached":
+    if busy - SIDE_KINDS or held.phase != "attached":
         return "busy"
     if held.lease_count:
         return "it has open leases"

@@ -25,6 +25,8 @@ _LOOKED_AT_MAX: Final = 16
 
 ADDRESS_KINDS: Final = ("assign", "unassign")
 """Calls that change addresses: EC2 has no token for them, so there is one at a time per ENI."""
+SIDE_KINDS: Final = frozenset({"modify", "tag"})
+"""Calls that change neither addresses nor attachment: they stand in nobody's way."""
 
 
 def busy_with(state: State, held: Eni) -> set[str]:
@@ -142,7 +144,7 @@ def _view(
         for intent in state.intents_on(held.facts.id)
         if intent.intended.kind == "assign"
     )
-    in_order = not busy & {*ADDRESS_KINDS, "detach", "delete", "attach", "create"}
+    in_order = not busy - SIDE_KINDS
     return EniView(
         id=held.facts.id,
         device=held.card * 1000 + held.device,

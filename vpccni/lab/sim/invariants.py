@@ -36,6 +36,10 @@ COOLDOWN_SLACK_S: Final = 5.0
 """Between the stamp of a record and the instant at which it reached the disk, where no clock spans both stamps."""
 
 
+PLANS_MAX: Final = 100
+PLANS_S: Final = 5.0
+"""More plans than that in so many seconds are a loop."""
+
 P = ParamSpec("P")
 
 
@@ -68,6 +72,7 @@ class _NodeBook(msgspec.Struct):
     acked: dict[SandboxKey, Sandbox] = {}
     audit: State = msgspec.field(default_factory=State)
     audited: int = 0
+    plans: list[float] = []
     boots: int = 1
 
 
@@ -156,6 +161,8 @@ class Checker:
         book = self._books[node.name]
         for stored in batch:
             self.checks += 1
+            if stored.kind == "plan_made":
+                self._on_plan(book)
             if stored.kind not in _WATCHED:
                 continue
             record = opened(stored)
@@ -170,6 +177,13 @@ class Checker:
                     raise BrokenPromiseError(f"{node.name} reports {record.event}")
                 case _:
                     pass
+
+    def _on_plan(self, book: _NodeBook) -> None:
+        """The log tells what changes; a planner that is at odds with the writer would fill the disk."""
+        now = book.node.loop.time()
+        book.plans.append(now)
+        if len(book.plans) > PLANS_MAX and now - book.plans.pop(0) < PLANS_S:
+            raise BrokenPromiseError(f"{book.node.name} writes plan after plan: {PLANS_MAX} in {PLANS_S} s")
 
     def _on_assigned(self, book: _NodeBook, lease: LeaseId, stamp: Stamp, event: AddressAssigned) -> None:
         for binding in event.bindings:

@@ -23,7 +23,8 @@ from vpccni.settings import read_settings
 
 REST_S: Final = 3900.0
 """From the last fault to the last look: the hourly look for ENIs left behind, and some."""
-FAULT_EVERY_S: Final = 15.0
+FAULT_EVERY_S: Final = (15.0, 5.0, 10.0, 30.0)
+"""Mean distance of faults; a seed has one of these."""
 BEGIN_S: Final = 20.0
 AUDIT_EVERY: Final = 250
 """Operations between two audits of all nodes."""
@@ -250,7 +251,7 @@ def plan_of(seed: int, *, operations: int, nodes: int) -> tuple[Fault, ...]:
         nodes=nodes,
         begin_s=BEGIN_S,
         end_s=BEGIN_S + 60.0 + operations * 60.0 / nodes,
-        every_s=FAULT_EVERY_S,
+        every_s=FAULT_EVERY_S[seed % len(FAULT_EVERY_S)],
     )
 
 
