@@ -179,8 +179,8 @@ def _clock(rng: random.Random, at: float, node: int) -> Fault:
 
 
 def _witness(rng: random.Random, at: float, node: int) -> Fault:
-    how = rng.choice(("api_down", "cache_unreadable", "spool_broken"))
-    return Fault(at=at, kind="witness", node=node, how=how, seconds=round(rng.uniform(20, 400), 1))
+    how = rng.choice(("api_down", "cache_unreadable", "spool_broken", "blind", "blind"))
+    return Fault(at=at, kind="witness", node=node, how=how, seconds=round(rng.uniform(20, 900), 1))
 
 
 def _snapshot(rng: random.Random, at: float, node: int) -> Fault:

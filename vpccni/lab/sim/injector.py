@@ -104,6 +104,7 @@ class Injector:
             node.store.sync_s = SYNC_S
             node.kernel.latency_s = KERNEL_LATENCY_S
             node.kernel.stop_failing()
+            node.kernel.is_blind = False
             node.kube.is_down = False
             node.cache.is_readable = True
             node.spool.is_broken = False
@@ -235,12 +236,15 @@ class Injector:
                 node.kube.is_down = True
             case "cache_unreadable":
                 node.cache.is_readable = False
+            case "blind":
+                node.kernel.is_blind = True
             case _:
                 node.spool.is_broken = True
         self._later(fault.seconds, self._witness_well, node)
 
     def _witness_well(self, node: SimNode) -> None:
         node.kube.is_down = False
+        node.kernel.is_blind = False
         node.cache.is_readable = True
         node.spool.is_broken = False
 

@@ -60,7 +60,7 @@ class _OpenLease(msgspec.Struct):
     address: Address
     key: SandboxKey
     lease: LeaseId
-    wired: bool = False
+    boot_id: str
 
 
 class _NodeBook(msgspec.Struct):
@@ -118,6 +118,11 @@ class Checker:
             raise BrokenPromiseError(f"{sandbox.told} was given {address}, which EC2 routes elsewhere")
         if attachment.status == "detaching":
             raise BrokenPromiseError(f"{sandbox.told} was given {address} on an ENI that is being detached")
+        lease = book.leases.get(book.by_address.get(address, LeaseId(0)))
+        if lease is None or lease.key != sandbox.key:
+            raise BrokenPromiseError(f"{sandbox.told} was given {address} before the disk had it: {lease}")
+        if not any(link.mac == owner.mac for link in node.kernel.state.links.values()):
+            raise BrokenPromiseError(f"{sandbox.told} was given {address} on {owner.id}, which has no link")
         check_wired(node, sandbox)
         self._acked_at[address] = sandbox
         book.acked[sandbox.key] = sandbox
@@ -137,6 +142,16 @@ class Checker:
         self.checks += 1
         if answer.get("reason") in ("internal", "invariant_broken", "bad_request"):
             raise BrokenPromiseError(f"{verb} of {sandbox.told} was refused with {answer}")
+
+    @_reporting
+    def on_deleted(self, node: SimNode, sandbox: Sandbox) -> None:
+        """A DEL was answered with success by an agent: its end is on the disk, or in the spool."""
+        self.checks += 1
+        book = self._books[node.name]
+        if any(lease.key == sandbox.key for lease in book.leases.values()) and not node.spool.is_holding(
+            sandbox.container_id
+        ):
+            raise BrokenPromiseError(f"DEL of {sandbox.told} succeeded and its lease is open on the disk")
 
     def on_released(self, node: SimNode, sandbox: Sandbox) -> None:
         """The runtime gives the sandbox up: a DEL is sent, or never will be."""
@@ -196,7 +211,7 @@ class Checker:
                         f"has lease {held.lease} on it for {held.key}"
                     )
             self._check_rest(book, address, stamp, event)
-            book.leases[lease] = _OpenLease(address, event.key, lease)
+            book.leases[lease] = _OpenLease(address, event.key, lease, stamp.boot_id)
             book.by_address[address] = lease
 
     def _check_rest(self, book: _NodeBook, address: Address, stamp: Stamp, event: AddressAssigned) -> None:
@@ -313,6 +328,22 @@ class Checker:
         for sandbox in book.acked.values():
             if sandbox.address not in told:
                 raise BrokenPromiseError(f"/v1/pods has forgotten {sandbox.told} with {sandbox.address}")
+
+    @_reporting
+    def after_boot(self, node: SimNode) -> None:
+        """An agent has started: what was leased in another boot is no more."""
+        for lease in self._books[node.name].leases.values():
+            if lease.boot_id != node.clock.boot_id:
+                raise BrokenPromiseError(f"{node.name} keeps {lease} over a reboot")
+
+    @_reporting
+    def no_orphans(self) -> None:
+        """Minutes after the last fault nothing is attached nowhere: every open intent has been settled."""
+        for eni in self._region.world.enis.values():
+            if eni.attachment is None and NO_MANAGE_TAG not in eni.tags:
+                raise BrokenPromiseError(
+                    f"{eni.id} is an orphan, ten minutes after the last fault: {eni.tags}"
+                )
 
     # -- at the end -------------------------------------------------------------------------------
 

@@ -86,6 +86,9 @@ class FakeKernel:
         latency_s: How long each ``apply`` and ``observe`` takes on the loop's (virtual) time.
         netns_on_demand: Whether a sandbox's namespace appears when it is first named.
         proc_sys_is_read_only: ``ip_forward`` cannot be set.
+
+    Attributes:
+        is_blind: Looking at sandboxes finds none, as when their directory is not where it was mounted.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class FakeKernel:
         self.latency_s = latency_s
         self.netns_on_demand = netns_on_demand
         self.proc_sys_is_read_only = proc_sys_is_read_only
+        self.is_blind = False
         self.applied_count = 0
         self._next_index = 1
         self._next_inode = 4026532000
@@ -466,6 +470,8 @@ class FakeKernel:
         return route in self.state.routes
 
     def _probe(self, pod: PodWiring) -> Probed:
+        if self.is_blind:
+            return Probed(netns_inode=0, host_ifindex=0, problems=("nothing is seen",))
         problems: list[str] = []
         link = next((each for each in self.state.links.values() if each.alias == pod.alias), None)
         if link is None:

@@ -26,6 +26,10 @@ class FakeSpool:
             key=lambda entry: (self._boots.index(entry.boot_id), entry.boottime_ns, entry.name),
         )
 
+    def is_holding(self, container_id: str) -> bool:
+        """Whether an entry is about this sandbox."""
+        return any(f'"{container_id}"'.encode() in entry.body for entry in self._entries.values())
+
     async def remove(self, name: str) -> None:
         """See ``Spool.remove``."""
         self._entries.pop(name, None)

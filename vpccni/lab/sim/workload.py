@@ -39,12 +39,29 @@ ENDINGS: Final = (
 
 
 class Kubelet:
-    """The pods of one node. ``count`` is called for each ADD or DEL that is sent."""
+    """The pods of one node.
 
-    def __init__(self, node: SimNode, checker: Checker, seed: str, count: Callable[[], None]) -> None:
+    Args:
+        node: Where they run.
+        checker: Told of what is acknowledged and given up.
+        seed: Of their lives.
+        count: Called for each ADD or DEL that is sent.
+        gc_forgets: The runtime's GC leaves out sandboxes that are alive.
+    """
+
+    def __init__(
+        self,
+        node: SimNode,
+        checker: Checker,
+        seed: str,
+        count: Callable[[], None],
+        *,
+        gc_forgets: bool = False,
+    ) -> None:
         self._node = node
         self._checker = checker
         self._seed = seed
+        self._gc_forgets = gc_forgets
         self._count = count
         self._pods = 0
         self._sandboxes = 0
@@ -66,7 +83,7 @@ class Kubelet:
             for _ in range(min(burst, pods_max - len(self._alive))):
                 self._begin(self._pod(rng.choice((3.0, 30.0, 200.0, 900.0))))
             if rng.random() < 0.01:
-                self._begin(self._gc())
+                self._begin(self._gc(rng.choice((0, 0, 1, 3)) if self._gc_forgets else 0))
             pace_left -= burst
             await self._pause(rng.expovariate(1.0 / (pace_s * burst)))
 
@@ -241,6 +258,8 @@ class Kubelet:
         body = sandbox.request("DEL")
         try:
             status, _ = await self._ask(sandbox, "DEL", body)
+            if status == 200:
+                self._checker.on_deleted(self._node, sandbox)
         except AwayError:
             try:
                 await self._node.spool.write(body, self._node.clock.now())
@@ -252,9 +271,10 @@ class Kubelet:
             self._node.cache.known.discard((NETWORK, sandbox.container_id, "eth0"))
         return status == 200
 
-    async def _gc(self) -> None:
-        """The runtime's GC: it lists what it has."""
-        valid = [{"containerID": each.container_id, "ifname": "eth0"} for each in self._alive]
+    async def _gc(self, forgotten: int) -> None:
+        """The runtime's GC: it lists what it has, and sometimes forgets some."""
+        listed = list(self._alive)[forgotten:]
+        valid = [{"containerID": each.container_id, "ifname": "eth0"} for each in listed]
         anybody = Sandbox(self._node.name, "gc", "", "", "")
         try:
             await self._ask(anybody, "GC", anybody.request("GC", **{"cni.dev/valid-attachments": valid}))
