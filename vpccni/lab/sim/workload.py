@@ -35,6 +35,7 @@ ENDINGS: Final = (
     (6, "killed"),
     (5, "late"),
     (9, "key again"),
+    (4, "spooled"),
 )
 
 
@@ -163,7 +164,8 @@ class Kubelet:
             if rng.random() < 0.5:
                 self._node.kube.uids.discard(sandbox.uid)
             is_over = await self._delete(sandbox, ending, rng)
-            sandbox = await self._again(sandbox, rng) if ending == "key again" and is_over else None
+            is_reused = is_over and (ending == "key again" or (ending == "spooled" and rng.random() < 0.5))
+            sandbox = await self._again(sandbox, rng) if is_reused else None
         self._node.kube.uids.discard(f"uid-{pod}")
 
     def _new_sandbox(self, pod: str, container_id: str = "") -> Sandbox:
@@ -261,15 +263,20 @@ class Kubelet:
             if status == 200:
                 self._checker.on_deleted(self._node, sandbox)
         except AwayError:
-            try:
-                await self._node.spool.write(body, self._node.clock.now())
-            except VpccniError:
-                return False
-            self._node.trace(f"{sandbox.told} DEL spooled")
-            status = 200
+            return await self._spool(sandbox)
         if status == 200:
             self._node.cache.known.discard((NETWORK, sandbox.container_id, "eth0"))
         return status == 200
+
+    async def _spool(self, sandbox: Sandbox) -> bool:
+        """The executable writes the DEL down."""
+        try:
+            await self._node.spool.write(sandbox.request("DEL"), self._node.clock.now())
+        except VpccniError:
+            return False
+        self._node.trace(f"{sandbox.told} DEL spooled")
+        self._node.cache.known.discard((NETWORK, sandbox.container_id, "eth0"))
+        return True
 
     async def _gc(self, forgotten: int) -> None:
         """The runtime's GC: it lists what it has, and sometimes forgets some."""
@@ -301,6 +308,10 @@ class Kubelet:
         match ending:
             case "dropped":
                 self._node.cache.known.discard((NETWORK, sandbox.container_id, "eth0"))
+            case "spooled":
+                # The executable did not get through although the agent runs.
+                self._count()
+                is_over = await self._spool(sandbox)
             case "late":
                 await self._pause(rng.uniform(5.0, 400.0))
                 is_over = await self._del_patiently(sandbox)
