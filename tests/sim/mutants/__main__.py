@@ -18,7 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-SEEDS = 12
+SEEDS = 20
 OPERATIONS = 1500
 NODES = 3
 
@@ -45,8 +45,8 @@ def first_seed_that_finds(where: Path, seeds: int) -> tuple[int, str]:
     """Seeds that were needed, and what was said; 0 when none of them found anything."""
     for seed in range(1, seeds + 1):
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "vpccni.lab.sim", "--seed", str(seed), "--no-shrink"]
-            + ["--operations", str(OPERATIONS), "--nodes", str(NODES), "--out", str(where / "out")],
+            [sys.executable, "-P", "-m", "vpccni.lab.sim", "--no-shrink", f"--seed={seed}"]
+            + [f"--operations={OPERATIONS}", f"--nodes={NODES}", f"--out={where / 'out'}"],
             cwd=where,
             env={**os.environ, "PYTHONPATH": str(where)},
             capture_output=True,

@@ -115,7 +115,7 @@ def _ec2_budget(rng: random.Random, at: float, node: int) -> Fault:
 
 
 def _describe_lag(rng: random.Random, at: float, node: int) -> Fault:
-    return Fault(at=at, kind="describe_lag", count=rng.randint(1, 5), seconds=round(rng.uniform(20, 300), 1))
+    return Fault(at=at, kind="describe_lag", count=rng.randint(1, 8), seconds=round(rng.uniform(60, 400), 1))
 
 
 def _imds(rng: random.Random, at: float, node: int) -> Fault:
@@ -202,7 +202,7 @@ DRAWS: Final[tuple[tuple[int, Draw], ...]] = (
     (5, _ec2_away),
     (4, _ec2_slow),
     (2, _ec2_budget),
-    (4, _describe_lag),
+    (12, _describe_lag),
     (6, _imds),
     (7, _log),
     (3, _disk_full),
