@@ -44,9 +44,9 @@ def planted(patch: Path, where: Path) -> str:
 def first_seed_that_finds(where: Path, seeds: int) -> tuple[int, str]:
     """Seeds that were needed, and what was said; 0 when none of them found anything."""
     for seed in range(1, seeds + 1):
+        flags = (f"--seed={seed}", f"--operations={OPERATIONS}", f"--nodes={NODES}", f"--out={where / 'out'}")
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "vpccni.lab.sim", "--no-shrink", f"--seed={seed}"]
-            + [f"--operations={OPERATIONS}", f"--nodes={NODES}", f"--out={where / 'out'}"],
+            [sys.executable, "-P", "-m", "vpccni.lab.sim", "--no-shrink", *flags],
             cwd=where,
             env={**os.environ, "PYTHONPATH": str(where)},
             capture_output=True,
