@@ -127,8 +127,12 @@ class ImdsV2:
                     group.create_task(run(one), name=f"imds-{number}")
                     for number, one in enumerate((first, second))
                 ]
-        except* TransientError as failures:
-            raise _first(failures) from failures
+        except ExceptionGroup as failures:
+            # Not ``except*``: before Python 3.11.4 what is raised in it comes out wrapped in a group again.
+            expected, unforeseen = failures.split(TransientError)
+            if expected is None or unforeseen is not None:
+                raise
+            raise _first(expected) from failures
         return tasks[0].result(), tasks[1].result()
 
     async def _need(self, name: str) -> str:
