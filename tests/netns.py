@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -161,6 +162,13 @@ class _Reporter:
         self._out.flush()
 
 
+def _temporary_root() -> Path:
+    """One for each real user: inside, everybody is root, and pytest would look for root's own directory."""
+    root = Path(tempfile.gettempdir()) / f"vpccni-pytest-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    return root
+
+
 class Delegate:
     """In the parent: the pytest child inside a world, which runs all marked tests of this session."""
 
@@ -186,7 +194,11 @@ class Delegate:
         self._process = subprocess.Popen(
             [sys.executable, enter.__file__, "--die-with-parent", "--", *command, *chosen],
             cwd=config.rootpath,
-            env={**os.environ, _REPORTS_VARIABLE: str(reports_out)},
+            env={
+                **os.environ,
+                _REPORTS_VARIABLE: str(reports_out),
+                "PYTEST_DEBUG_TEMPROOT": str(_temporary_root()),
+            },
             pass_fds=[reports_out],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
