@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from vpccni.adapters.log_format import LogFault
@@ -72,9 +72,19 @@ class Injector:
         }
 
     def arm(self, faults: Sequence[Fault]) -> None:
-        """Let all of them happen at their instants."""
-        for fault in faults:
-            self._loop.call_outside(max(0.0, fault.at - self._loop.time()), self.strike, fault)
+        """Let all of them happen at their instants; they are in order of time."""
+        self._arm_next(iter(faults))
+
+    def _arm_next(self, faults: Iterator[Fault]) -> None:
+        fault = next(faults, None)
+        if fault is not None:
+            self._loop.call_outside(
+                max(0.0, fault.at - self._loop.time()), self._strike_and_arm, fault, faults
+            )
+
+    def _strike_and_arm(self, fault: Fault, faults: Iterator[Fault]) -> None:
+        self.strike(fault)
+        self._arm_next(faults)
 
     def strike(self, fault: Fault) -> None:
         """Let one happen now."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import ctypes
+import heapq
 import selectors
 import weakref
 from collections.abc import Callable, Coroutine
@@ -74,6 +75,29 @@ class _Jump(selectors.SelectSelector):
         return []
 
 
+class _Timer(asyncio.TimerHandle):
+    """Of two that are due at once the one that was asked for first runs first.
+
+    A heap alone would leave that to what else is in it: a fault that is left out would change all the rest.
+    """
+
+    __slots__ = ("number",)
+
+    _when: float
+    _scheduled: bool
+
+    def __init__(self, number: int, *args: Any) -> None:
+        super().__init__(*args)
+        self.number = number
+
+    def __lt__(self, other: object) -> bool:
+        if not isinstance(other, _Timer):
+            return NotImplemented
+        if self._when == other._when:
+            return self.number < other.number
+        return self._when < other._when
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Time starts at 0 and moves only when every task waits.
 
@@ -87,6 +111,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._jump = _Jump()
         self.steps = 0
+        self._timers = 0
         super().__init__(self._jump)
         self._outside = contextvars.copy_context()
         self.set_task_factory(_new_task)  # type: ignore[arg-type]
@@ -124,12 +149,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """As any loop; what belongs to an ended life is dropped."""
         if context is None:
             context = contextvars.copy_context()
+        self._timers += 1
+        timer = _Timer(self._timers, when, callback, args, self, context)
         life = context.get(_LIFE)
         if life is not None and life.is_over:
-            timer = asyncio.TimerHandle(when, callback, args, self, context)
             timer.cancel()
             return timer
-        return super().call_at(when, callback, *args, context=context)
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True
+        return timer
 
     def call_outside(self, delay_s: float, callback: Callable[..., Any], *args: Any) -> asyncio.TimerHandle:
         """Schedule something of the world, whoever asks: it outlives every life."""
