@@ -137,7 +137,7 @@ def _slow_sync(rng: random.Random, at: float, node: int) -> Fault:
 
 
 def _wiring(rng: random.Random, at: float, node: int) -> Fault:
-    return Fault(at=at, kind="wiring", node=node, action=rng.choice(WIRING_STEPS), count=rng.randint(1, 3))
+    return Fault(at=at, kind="wiring", node=node, action=rng.choice(WIRING_STEPS), count=rng.randint(1, 6))
 
 
 def _slow_kernel(rng: random.Random, at: float, node: int) -> Fault:
@@ -147,7 +147,7 @@ def _slow_kernel(rng: random.Random, at: float, node: int) -> Fault:
 
 
 def _link(rng: random.Random, at: float, node: int) -> Fault:
-    how = rng.choice(("late", "late", "missing", "renamed"))
+    how = rng.choice(("late", "late", "missing", "renamed", "flap", "flap"))
     return Fault(at=at, kind="link", node=node, how=how, seconds=round(rng.uniform(2, 100), 1))
 
 
@@ -179,7 +179,7 @@ def _clock(rng: random.Random, at: float, node: int) -> Fault:
 
 
 def _witness(rng: random.Random, at: float, node: int) -> Fault:
-    how = rng.choice(("api_down", "cache_unreadable", "spool_broken", "blind", "blind"))
+    how = rng.choice(("api_down", "cache_unreadable", "spool_broken", "spool_stuck", "blind", "blind"))
     return Fault(at=at, kind="witness", node=node, how=how, seconds=round(rng.uniform(20, 900), 1))
 
 
@@ -207,7 +207,7 @@ DRAWS: Final[tuple[tuple[int, Draw], ...]] = (
     (7, _log),
     (3, _disk_full),
     (2, _slow_sync),
-    (6, _wiring),
+    (10, _wiring),
     (2, _slow_kernel),
     (4, _link),
     (12, _crash),

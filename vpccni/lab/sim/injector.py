@@ -117,7 +117,7 @@ class Injector:
             node.kernel.is_blind = False
             node.kube.is_down = False
             node.cache.is_readable = True
-            node.spool.is_broken = False
+            node.spool.is_broken = node.spool.is_stuck = False
             node.plug_all()
 
     def _later(self, seconds: float, end: Callable[..., None], *args: Any) -> None:
@@ -223,7 +223,10 @@ class Injector:
         node.kernel.latency_s = KERNEL_LATENCY_S
 
     def _link(self, fault: Fault, node: SimNode) -> None:
-        node.link_faults.append(fault)
+        if fault.how == "flap":
+            node.flap(fault.seconds)
+        else:
+            node.link_faults.append(fault)
 
     # -- the machine ------------------------------------------------------------------------------
 
@@ -248,6 +251,8 @@ class Injector:
                 node.cache.is_readable = False
             case "blind":
                 node.kernel.is_blind = True
+            case "spool_stuck":
+                node.spool.is_stuck = True
             case _:
                 node.spool.is_broken = True
         self._later(fault.seconds, self._witness_well, node)
@@ -256,7 +261,7 @@ class Injector:
         node.kube.is_down = False
         node.kernel.is_blind = False
         node.cache.is_readable = True
-        node.spool.is_broken = False
+        node.spool.is_broken = node.spool.is_stuck = False
 
     def _snapshot(self, fault: Fault, node: SimNode) -> None:
         node.write_snapshot()

@@ -36,6 +36,8 @@ COOLDOWN_SLACK_S: Final = 5.0
 """Between the stamp of a record and the instant at which it reached the disk, where no clock spans both stamps."""
 
 
+LINK_LOSS_SLACK_S: Final = 10.0
+"""Until the loss of a NIC is on a slow disk."""
 PLANS_MAX: Final = 100
 PLANS_S: Final = 5.0
 """More plans than that in so many seconds are a loop."""
@@ -121,7 +123,9 @@ class Checker:
         lease = book.leases.get(book.by_address.get(address, LeaseId(0)))
         if lease is None or lease.key != sandbox.key:
             raise BrokenPromiseError(f"{sandbox.told} was given {address} before the disk had it: {lease}")
-        if not any(link.mac == owner.mac for link in node.kernel.state.links.values()):
+        is_linked = any(link.mac == owner.mac for link in node.kernel.state.links.values())
+        lost_s = node.loop.time() - node.lost_links.get(owner.mac, 0.0)
+        if not is_linked and lost_s > LINK_LOSS_SLACK_S:
             raise BrokenPromiseError(f"{sandbox.told} was given {address} on {owner.id}, which has no link")
         check_wired(node, sandbox)
         self._acked_at[address] = sandbox
@@ -187,7 +191,7 @@ class Checker:
                 case LeaseEnded():
                     self._on_ended(book, record.stamp, record.event)
                 case EffectIntended():
-                    self._on_intended(book, record.event)
+                    self._on_intended(book, record.stamp, record.event)
                 case InvariantBroken():
                     raise BrokenPromiseError(f"{node.name} reports {record.event}")
                 case _:
@@ -218,17 +222,22 @@ class Checker:
         ended = self._ended.get(address)
         if ended is None:
             return
-        at, since, before = ended
-        if before is book and since.boot_id == stamp.boot_id:
-            rested, wanted = (stamp.boottime_ns - since.boottime_ns) / 1e9, self._cooldown_s
-        else:
-            rested, wanted = book.node.loop.time() - at, self._cooldown_s - COOLDOWN_SLACK_S
-            if before is book and book.node.clock.was_set_forward_over(since.boot_id):
-                return
+        rested, wanted = self._rested(book, ended, stamp)
         if rested < wanted:
             raise BrokenPromiseError(
                 f"{book.node.name} assigned {address} to {event.key} {rested:.2f} s after its last lease ended"
             )
+
+    def _rested(
+        self, book: _NodeBook, ended: tuple[float, Stamp, _NodeBook], stamp: Stamp
+    ) -> tuple[float, float]:
+        """How long an address has rested, and how long it must have, as well as can be told from outside."""
+        at, since, before = ended
+        if before is book and since.boot_id == stamp.boot_id:
+            return (stamp.boottime_ns - since.boottime_ns) / 1e9, self._cooldown_s
+        if before is book and book.node.clock.was_set_forward_over(since.boot_id):
+            return 0.0, 0.0
+        return book.node.loop.time() - at, self._cooldown_s - COOLDOWN_SLACK_S
 
     def _on_ended(self, book: _NodeBook, stamp: Stamp, event: LeaseEnded) -> None:
         held = book.leases.pop(event.lease, None)
@@ -244,17 +253,22 @@ class Checker:
                 f"acknowledged and alive: cause {event.cause}, witnesses {list(event.witnesses)}"
             )
 
-    def _on_intended(self, book: _NodeBook, event: EffectIntended) -> None:
-        covered: list[Address] = []
+    def _on_intended(self, book: _NodeBook, stamp: Stamp, event: EffectIntended) -> None:
+        inside: set[str] = set()
         if event.kind == "unassign":
             inside = {cidr.removesuffix("/32") for cidr in event.cidrs}
-            covered = [address for address in book.by_address if address in inside]
         elif event.kind in ("detach", "delete"):
             owner = self._region.world.enis.get(event.eni)
             inside = set(owner.addresses) if owner is not None else set()
-            covered = [address for address in book.by_address if address in inside]
+        covered = [address for address in book.by_address if address in inside]
+        for address in sorted(inside & self._ended.keys()):
+            rested, wanted = self._rested(book, self._ended[Address(address)], stamp)
+            if rested < wanted and self._ended[Address(address)][2] is book:
+                covered.append(Address(address))
         if covered:
-            raise BrokenPromiseError(f"{book.node.name} intends {event.kind} of {event.eni} over {covered}")
+            raise BrokenPromiseError(
+                f"{book.node.name} intends {event.kind} of {event.eni} over {covered}, leased or resting"
+            )
 
     # -- EC2's side -------------------------------------------------------------------------------
 

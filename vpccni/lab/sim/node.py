@@ -119,6 +119,7 @@ class SimNode:
     Attributes:
         agent: The agent that answers now; ``None`` while none does.
         kernel, spool, store, kube, cache, clock: What outlives it.
+        lost_links: NICs that vanished although they are attached, by MAC, and when.
         starts: How many agents were started.
     """
 
@@ -154,6 +155,7 @@ class SimNode:
         self.starts = 0
         self.link_faults: list[Fault] = []
         self.crash_wanted: Fault | None = None
+        self.lost_links: dict[str, float] = {}
         self._plugging: dict[str, asyncio.TimerHandle] = {}
         self._exchanges: dict[asyncio.Future[Reply], None] = {}
         self._wait_accept: asyncio.Future[None] | None = None
@@ -192,6 +194,7 @@ class SimNode:
 
     def _plug(self, mac: str, name: str) -> None:
         self._plugging.pop(mac, None)
+        self.lost_links.pop(mac, None)
         self.trace(f"{self.name} link {name} {mac}")
         self.kernel.plug(mac, name)
 
@@ -205,6 +208,15 @@ class SimNode:
             pending.cancel()
         self.trace(f"{self.name} link gone {mac}")
         self.kernel.unplug(mac)
+
+    def flap(self, seconds: float) -> None:
+        """The driver loses the NIC of the last ENI and finds it again."""
+        link = self.region.links(self.instance.id)[-1]
+        if link.device_index and link.mac not in self._plugging:
+            self.kernel.unplug(link.mac)
+            self.lost_links[link.mac] = self.loop.time()
+            again = self.loop.call_outside(seconds, self._plug, link.mac, f"ens{5 + link.device_index}")
+            self._plugging[link.mac] = again
 
     def plug_all(self) -> None:
         """Every NIC that EC2 gave is there at once: boot, or the end of faults."""

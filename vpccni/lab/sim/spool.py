@@ -10,10 +10,11 @@ from vpccni.ports import SpooledDel
 
 
 class FakeSpool:
-    """The ``Spool`` port. ``is_broken``: writing fails, as on a full disk."""
+    """The ``Spool`` port. ``is_broken``: writing fails, as on a full disk; ``is_stuck``: reading fails."""
 
     def __init__(self) -> None:
         self.is_broken = False
+        self.is_stuck = False
         self._entries: dict[str, SpooledDel] = {}
         self._boots: list[str] = []
         self._changed = asyncio.Event()
@@ -21,6 +22,8 @@ class FakeSpool:
 
     async def entries(self) -> list[SpooledDel]:
         """See ``Spool.entries``."""
+        if self.is_stuck:
+            raise TransientError(Reason.SPOOL_UNREADABLE, "the spool cannot be read")
         return sorted(
             self._entries.values(),
             key=lambda entry: (self._boots.index(entry.boot_id), entry.boottime_ns, entry.name),

@@ -36,6 +36,7 @@ ENDINGS: Final = (
     (5, "late"),
     (9, "key again"),
     (4, "spooled"),
+    (2, "spooled and sent"),
 )
 
 
@@ -83,7 +84,7 @@ class Kubelet:
             burst = rng.choice((1, 1, 1, 1, 2, 3, 8))
             for _ in range(min(burst, pods_max - len(self._alive))):
                 self._begin(self._pod(rng.choice((3.0, 30.0, 200.0, 900.0))))
-            if rng.random() < 0.01:
+            if rng.random() < 0.03:
                 self._begin(self._gc(rng.choice((0, 0, 1, 3)) if self._gc_forgets else 0))
             pace_left -= burst
             await self._pause(rng.expovariate(1.0 / (pace_s * burst)))
@@ -156,7 +157,7 @@ class Kubelet:
                 break
         while sandbox is not None:
             await self._pause(rng.expovariate(1.0 / lives_s))
-            if rng.random() < 0.1 and not sandbox.is_given_up:
+            if rng.random() < 0.2 and not sandbox.is_given_up:
                 await self._repeat(sandbox, rng.choice(("ADD", "ADD", "CHECK")))
             if self._is_closing.is_set() and rng.random() < 0.5:
                 return
@@ -164,7 +165,8 @@ class Kubelet:
             if rng.random() < 0.5:
                 self._node.kube.uids.discard(sandbox.uid)
             is_over = await self._delete(sandbox, ending, rng)
-            is_reused = is_over and (ending == "key again" or (ending == "spooled" and rng.random() < 0.5))
+            is_spooled = ending.startswith("spooled") and rng.random() < 0.6
+            is_reused = is_over and (ending == "key again" or is_spooled)
             sandbox = await self._again(sandbox, rng) if is_reused else None
         self._node.kube.uids.discard(f"uid-{pod}")
 
@@ -312,6 +314,9 @@ class Kubelet:
                 # The executable did not get through although the agent runs.
                 self._count()
                 is_over = await self._spool(sandbox)
+            case "spooled and sent":
+                await self._spool(sandbox)
+                is_over = await self._del_patiently(sandbox)
             case "late":
                 await self._pause(rng.uniform(5.0, 400.0))
                 is_over = await self._del_patiently(sandbox)

@@ -100,7 +100,9 @@ class World:
     def _new_region(self, nodes: int) -> Region:
         region = Region(
             self.seed,
-            timing=Timing(attach_settle_s=0.8, detach_settle_s=3.0, link_delay_s=0.3),
+            timing=Timing(
+                attach_settle_s=0.8, detach_settle_s=3.0, link_delay_s=(0.3, 2.0)[self.seed % 5 == 0]
+            ),
             latency_s=REALISTIC_LATENCY_S,
         )
         vpc = region.add_vpc("10.0.0.0/16")
