@@ -69,11 +69,7 @@ class Agent:
         self.readiness.log_refusal = self.writer.full
         self._datapath = datapath_settings(settings)
         self.links = KeepLinks(
-            writer=self.writer,
-            kernel=ports.kernel,
-            clock=ports.clock,
-            settings=self._datapath,
-            free_turn_of=lambda key: self.cni.free_turn_of(key),
+            writer=self.writer, kernel=ports.kernel, clock=ports.clock, settings=self._datapath
         )
         self.effects = Effects(
             writer=self.writer,
