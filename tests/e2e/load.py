@@ -181,8 +181,11 @@ def kill_an_executable(node: LabNode, chance: random.Random, prefer: str) -> str
             if os.readlink(f"/proc/{pid}/exe") != str(node.places.bin / "aws-cni"):
                 continue
             variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            verb = next(value[12:].decode() for value in variables if value.startswith(b"CNI_COMMAND="))
-            at_work.append((verb != prefer, pid, verb))
+            # A process that is about to be gone still has its link to the executable, and no environment any more.
+            for value in variables:
+                if value.startswith(b"CNI_COMMAND="):
+                    verb = value[12:].decode()
+                    at_work.append((verb != prefer, pid, verb))
     for _, pid, verb in sorted(at_work, key=lambda found: found[0]):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

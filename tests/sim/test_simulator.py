@@ -22,7 +22,6 @@ def test_every_promise_holds(seed):
     assert not outcome.broken
     assert outcome.operations >= 400
     assert outcome.faults >= outcome.operations / 50
-    assert outcome.starts > 3
 
 
 def test_the_same_seed_gives_the_same_trace_under_another_hash_seed(tmp_path):
