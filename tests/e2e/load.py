@@ -13,7 +13,9 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -33,6 +35,13 @@ class Reuse(msgspec.Struct, frozen=True, kw_only=True):
     before: str
     after: str
     rested_s: float
+
+
+class Wrong(NamedTuple):
+    """Something that should not be: lost, doubled, orphan, chain or other, and a sentence."""
+
+    kind: str
+    what: str
 
 
 class PatientRuntime(Runtime):
@@ -102,7 +111,19 @@ class Load:
             if KILLED not in failed.message
         ]
 
-    async def discrepancies(self) -> list[str]:
+    def wrong(self, cooldown_s: float) -> list[Wrong]:
+        """What the answers themselves contradict, whatever the agent says."""
+        return [
+            *(Wrong("doubled", told) for told in self.doubled),
+            *(
+                Wrong("doubled", f"before its rest: {each}")
+                for each in self.reuses
+                if each.rested_s < cooldown_s
+            ),
+            *(Wrong("other", told) for told in self.unexpected_failures()),
+        ]
+
+    async def discrepancies(self) -> list[Wrong]:
         """What the agent's pods and the acknowledgements contradict each other in.
 
         A standing pod has its lease, under its address; a pod whose DEL was acknowledged has none; no address
@@ -111,12 +132,20 @@ class Load:
         standing, ended = self.standing(), {past.sandbox.uid for past in self.ledger.past}
         pods = await self._node.client.get("/v1/pods")
         known = {pod["uid"]: pod["addresses"] for pod in pods}
-        addresses = [address for pod in pods for address in pod["addresses"]]
+        addresses = Counter(address for pod in pods for address in pod["addresses"])
         return [
-            *(f"{address} twice" for address in sorted(set(addresses)) if addresses.count(address) > 1),
-            *(f"{pod['name']} has a lease after its DEL" for pod in pods if pod["uid"] in ended),
             *(
-                f"{pod.pod} {pod.address}: the agent has {known.get(pod.uid, 'no lease')}"
+                Wrong("doubled", f"{address} has two leases")
+                for address, count in addresses.items()
+                if count > 1
+            ),
+            *(
+                Wrong("orphan", f"{pod['name']} has a lease after its DEL")
+                for pod in pods
+                if pod["uid"] in ended
+            ),
+            *(
+                Wrong("lost", f"{pod.pod} {pod.address}: the agent has {known.get(pod.uid, 'no lease')}")
                 for pod in standing
                 if pod.container_id not in self.asked and known.get(pod.uid) != [pod.address]
             ),
