@@ -16,7 +16,7 @@ Section = Callable[[bool], Awaitable[list[Any]]]
 
 def sections() -> dict[str, Section]:
     """Name and measurement, in the order in which they run. Imported late: a world is entered before."""
-    from bench import cold, footprint, pieces, start, warm
+    from bench import cold, durable, footprint, pieces, start, warm
 
     return {
         "warm": warm.one_at_a_time,
@@ -28,11 +28,24 @@ def sections() -> dict[str, Section]:
         "churn": cold.churn,
         "footprint": footprint.footprint,
         "imports": footprint.imports,
+        "durable": durable.durable,
         "pieces": pieces.pieces,
     }
 
 
-SECTIONS = ("warm", "at-once", "soak", "start", "restart", "cold", "churn", "footprint", "imports", "pieces")
+SECTIONS = (
+    "warm",
+    "at-once",
+    "soak",
+    "start",
+    "restart",
+    "cold",
+    "churn",
+    "footprint",
+    "imports",
+    "durable",
+    "pieces",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

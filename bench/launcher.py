@@ -9,6 +9,7 @@ with a pipe while the clock runs.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Final
 
+from bench.callers import ask_all
 from vpccni.lab.fabric import namespaces
 from vpccni.lab.fabric.enter import set_loopback_up
 from vpccni.lab.fabric.namespaces import Namespace
@@ -213,12 +215,35 @@ class Launcher:
             answers.append(child)
         return _answer(answers)
 
+    def callers(self, socket: str, verb: str, names: list[str], at_once: int) -> Answer:
+        """Speak with the daemon directly: as many connections at once, each asks again when it was answered."""
+        config = self._sides["ours"].config.read_text()
+        bodies = [(name, _request(verb, name, config)) for name in names]
+        return ask_all(socket, bodies, at_once)
+
     def _call(self, verb: str, side: str, pod: Pod) -> Child:
         child = Child(verb, self._sides[side], pod)
         child.wait()
         if verb == "ADD":
             pod.learn(child)
         return child
+
+
+def _request(verb: str, name: str, config: str) -> bytes:
+    """What the executable would send for a pod of that name, whose namespace nobody looks into."""
+    container_id = hashlib.sha256(name.encode()).hexdigest()
+    body = json.dumps(
+        {
+            "command": verb,
+            "containerId": container_id,
+            "netns": f"/run/netns/{name}",
+            "ifname": "eth0",
+            "args": f"K8S_POD_NAMESPACE=bench;K8S_POD_NAME={name};K8S_POD_UID={uuid.uuid4()}",
+            "config": json.loads(config),
+        }
+    )
+    head = f"POST /v1/cni HTTP/1.1\r\nHost: vpccni\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n{body}".encode()
 
 
 def _answer(children: list[Child]) -> Answer:

@@ -11,7 +11,7 @@ import msgspec
 
 REPORT: Final = Path(__file__).parents[1] / "build" / "bench" / "report.json"
 
-Unit = Literal["ms", "s", "MiB", "count", "1/min"]
+Unit = Literal["ms", "s", "MiB", "count", "1/min", "1/s"]
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

@@ -103,6 +103,7 @@ class Lab:
         seed: Of the default region's ids and addresses.
 
     Attributes:
+        agent_program: What Python is given to run an agent, before the agent's flags.
         region: The emulated EC2. It may be called directly, on this event loop, with ``time.time()``.
         fabric: The namespaces.
         nodes: By name, in the order in which they were added.
@@ -124,6 +125,7 @@ class Lab:
         self.fabric = Fabric(
             name=name, vpc_cidrs=[cidr for vpc in self.region.world.vpcs.values() for cidr in vpc.cidrs]
         )
+        self.agent_program: tuple[str, ...] = ("-m", "vpccni", "agent")
         self.nodes: dict[str, LabNode] = {}
         self.run_directory = Path()
         self._namespaces: dict[str, Namespace] = {}
@@ -214,7 +216,7 @@ class Lab:
         places = node.places
         volatile = ["--volatile-log"] if volatile_filesystem(places.state) else []
         command = [
-            sys.executable, "-m", "vpccni", "agent",
+            sys.executable, *self.agent_program,
             "--state-dir", str(places.state),
             "--run-dir", str(places.run),
             "--socket", str(places.socket),

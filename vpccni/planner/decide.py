@@ -11,7 +11,18 @@ import msgspec
 from vpccni.errors import Reason, Refused
 from vpccni.events import address, effect, eni, node, sandbox
 from vpccni.events.codec import KIND_OF
-from vpccni.model import Cidr, EniFacts, EniId, IntentId, LeaseId, Seq, Stamp, is_inside, route_table_of
+from vpccni.model import (
+    Cidr,
+    EniFacts,
+    EniId,
+    IntentId,
+    LeaseId,
+    Seq,
+    Stamp,
+    cidr_size,
+    is_inside,
+    route_table_of,
+)
 from vpccni.planner import commands as c
 from vpccni.planner.assign import choose_address, is_usable
 from vpccni.planner.reconcile import adopt_left_behind, compare_with_ec2
@@ -131,17 +142,20 @@ def _resting_soon(state: State, now: Stamp, context: c.Context) -> int:
     waiting for.
     """
     under_release = state.cidrs_under_release()
-    usable: dict[EniId, list[Cidr]] = {
-        held.facts.id: [
+    usable: dict[EniId, set[Cidr]] = {
+        held.facts.id: {
             one for one, owned in held.cidrs.items() if not owned.suspected and one not in under_release
-        ]
+        }
         for held in state.enis.values()
         if is_usable(held)
     }
+    prefixes = {eni: [one for one in cidrs if cidr_size(one) > 1] for eni, cidrs in usable.items()}
     return sum(
         rest.is_standing or state.rest_left_s(rest, now, context.cooldown_s) < context.add_wait_s
         for rested, rest in state.rests.items()
-        if any(is_inside(rested, cidr) for cidr in usable.get(rest.bindings[0].eni, ()))
+        for eni in (rest.bindings[0].eni,)
+        if f"{rested}/32" in usable.get(eni, ())
+        or any(is_inside(rested, cidr) for cidr in prefixes.get(eni, ()))
     )
 
 
