@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from vpccni.lab.sim import command
 from vpccni.lab.sim.faults import Fault, draw_faults
+from vpccni.lab.sim.loop import Life, run_virtual
 from vpccni.lab.sim.shrink import gist_of, shrink
 from vpccni.lab.sim.world import simulate
 
@@ -66,6 +68,36 @@ def test_the_simulator_runs_the_loops_that_the_agent_is_composed_of():
         for line in ("import vpccni.app", "import vpccni.lab.sim.world")
     ]
     assert seen[0] == seen[1]
+
+
+def test_nothing_of_a_killed_process_runs_again_not_even_its_clean_up():
+    """A handle may hold the last reference to a task; were that collected, Python would run its clean-up."""
+    cleaned = []
+
+    async def work(seconds):
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            cleaned.append(seconds)
+
+    async def world():
+        loop = asyncio.get_running_loop()
+        life = Life("a")
+
+        def begin(seconds):
+            loop.create_task(work(seconds), context=life.context())  # noqa: RUF006  # that nobody holds it is the point
+
+        begin(2)
+        begin(0)
+        await asyncio.sleep(0)
+        begin(1)  # Its first step is still to come.
+        loop.end(life)
+        gc.collect()
+        await asyncio.sleep(10)
+
+    run_virtual(world())
+    gc.collect()
+    assert cleaned == []
 
 
 # -- that it can find something ----------------------------------------------------------------------
@@ -134,18 +166,19 @@ def test_a_failed_run_prints_its_seed_and_leaves_what_replay_needs(tmp_path, mon
     from vpccni.replay.cli import main as replay
 
     monkeypatch.setattr("vpccni.projections.state.State.rest_left_s", lambda *_: 0.0)
-    said = io.StringIO()
-    code = command.run(1, 300, 2, out=tmp_path, trace=tmp_path / "first.trace", say=said)
-    assert code == 1
-    text = said.getvalue()
+    report = command.run(1, 300, 2, out=tmp_path, trace=tmp_path / "first.trace")
+    text = command.words_of(report)
     assert "seed 1" in text
     assert "BROKEN" in text
     assert "with 0 faults" in text  # Nothing has to go wrong for this one.
+    assert text.endswith(
+        f"vpccni lab sim --seed 1 --operations 300 --nodes 2 --faults {tmp_path}/seed-1.faults.json\n"
+    )
     (log,) = tmp_path.glob("seed-1-n*.db")
     assert replay([str(log), "verify"]) == 0
     assert (tmp_path / "seed-1.trace").read_text().splitlines()[-1].endswith("ended")
-    again = command.run(1, 300, 2, faults=tmp_path / "seed-1.faults.json", out=tmp_path / "again", say=said)
-    assert again == 1
+    again = command.run(1, 300, 2, faults=tmp_path / "seed-1.faults.json", out=tmp_path / "again")
+    assert again.outcome.broken == report.with_culprits
 
 
 def test_shrinking_keeps_just_what_is_needed():

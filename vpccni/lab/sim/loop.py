@@ -168,12 +168,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if life.is_over:
             return
         life.is_over = True
-        for handle in (*self._ready, *self._scheduled):
-            if handle._context.get(_LIFE) is life:
-                handle.cancel()
+        # First, for a handle may hold the last reference to its task.
         for task in life.tasks:
             if not task.done():
                 _keep_for_ever(task)
+        for handle in (*self._ready, *self._scheduled):
+            if handle._context.get(_LIFE) is life:
+                handle.cancel()
 
     def _die(self, life: Life) -> None:
         if not life.is_over and life.on_death is not None:
