@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # From quick to slow, so that what is wrong shows early.
 SUITES := $(wildcard tests/unit tests/property tests/contract tests/sim tests/integration tests/e2e)
 
-.PHONY: help demo test check bench plugin docs lock clean
+.PHONY: help demo test sim check bench plugin docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -22,6 +22,10 @@ demo: ## An emulated region, two nodes, 24 pods, kills and recovery; about a min
 test: ## Every test; what had to be skipped is named at the end
 	@scripts/setup.sh test
 	@$(BIN)/python -m pytest -q -ra --durations=15 $(SUITES)
+
+sim: ## The agent on virtual time with everything going wrong: fixed seeds and a fresh one; two CPU minutes
+	@scripts/setup.sh check
+	@$(BIN)/python -m pytest -q tests/sim/test_seeds.py
 
 check: ## Lint, types, import contracts, unit and property tests; within a minute
 	@scripts/setup.sh check

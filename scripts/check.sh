@@ -24,7 +24,7 @@ for directory in tests/unit tests/property tests/sim; do
     [ ! -d "$directory" ] || tests="$tests $directory"
 done
 # shellcheck disable=SC2086  # one word a directory
-$bin/python -m pytest -q -m "not netns and not root" --durations=5 $tests || failed="$failed pytest"
+$bin/python -m pytest -q -m "not netns and not root and not slow" --durations=5 $tests || failed="$failed pytest"
 
 wait "$mypy" || failed="$failed mypy"
 tail -n 40 "$out/mypy"

@@ -63,6 +63,57 @@ def demo(
     raise typer.Exit(code)
 
 
+@app.command(rich_help_panel="A tour")
+def sim(
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Same seed, same run (default: a fresh one).")
+    ] = None,
+    operations: Annotated[int, typer.Option(min=1, help="ADDs and DELs.")] = 2000,
+    nodes: Annotated[int, typer.Option(min=1, max=16, help="Machines on the one account.")] = 3,
+    trace: Annotated[
+        Path | None, typer.Option(help="Where to write a line for everything that happens.")
+    ] = None,
+    faults: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="What goes wrong, as a failed run left it."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where a failed run leaves its trace, faults and logs.")] = Path(
+        "build/sim"
+    ),
+    no_shrink: Annotated[
+        bool, typer.Option("--no-shrink", help="Do not look for fewer faults that break the same promise.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for bugs: the real agent on virtual time, with everything going wrong that may, by a seed.
+
+    EC2, IMDS, kernel, disk, clock and runtime are emulated; hours pass in seconds; nothing needs namespaces.
+    After every event the promises are checked from outside: docs/reliability.md tells which, and what goes wrong.
+    A run that breaks one prints its seed, tries to leave out faults, and leaves a log that replay can be asked.
+    Exit code 1 when a promise was broken.
+
+    [bold]Examples[/bold]
+      vpccni lab sim                                     [dim]# a fresh seed, some seconds[/dim]
+      vpccni lab sim --seed 7 --operations 20000 --nodes 5
+      vpccni lab sim --seed 7 --faults build/sim/seed-7.faults.json --trace /tmp/trace
+      vpccni replay build/sim/seed-7-n0.db whohad 10.0.0.9
+    """
+    from vpccni.cli import lab_sim
+
+    raise typer.Exit(
+        lab_sim.run(
+            seed=seed,
+            operations=operations,
+            nodes=nodes,
+            trace=trace,
+            faults=faults,
+            out=out,
+            is_shrinking=not no_shrink,
+            as_json=as_json,
+        )
+    )
+
+
 @app.command(rich_help_panel="Hands on")
 def up(
     nodes: Annotated[int, typer.Option(min=1, max=8, help="How many nodes: a, b, …")] = 2,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Any, Final
 
 import msgspec
 
@@ -21,23 +22,60 @@ from vpccni.lab.sim.shrink import gist_of, shrink
 from vpccni.lab.sim.world import Outcome, World, plan_of, simulate
 
 OUT: Final = Path("build/sim")
+OPERATIONS: Final = 2000
+NODES: Final = 3
 TRIES_MAX: Final = 80
 SHRINK_S_MAX: Final = 120.0
 _BATCH: Final = 500
 
 
+def fresh_seed() -> int:
+    """One that nobody has chosen, short enough to be typed."""
+    return int.from_bytes(os.urandom(3))
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """A simulation, and what a failed one left.
+
+    Attributes:
+        outcome: What it came to.
+        cpu_s: CPU seconds of the simulation itself.
+        again: The command line that repeats it.
+        culprits: Faults that break the same promise, as few as were found; empty when every promise held.
+        with_culprits: What those few break; empty when by themselves they break nothing.
+        left: Files that were written, by what they are.
+    """
+
+    outcome: Outcome
+    cpu_s: float
+    again: str
+    culprits: tuple[Fault, ...] = ()
+    with_culprits: str = ""
+    left: dict[str, str] = {}
+
+    @property
+    def is_good(self) -> bool:
+        """Whether every promise held."""
+        return not self.outcome.broken
+
+    @property
+    def operations_per_cpu_s(self) -> float:
+        """Speed of the simulator."""
+        return self.outcome.operations / max(self.cpu_s, 1e-9)
+
+
 def run(
     seed: int,
-    operations: int = 2000,
-    nodes: int = 3,
+    operations: int = OPERATIONS,
+    nodes: int = NODES,
     *,
     trace: Path | None = None,
     faults: Path | None = None,
     out: Path = OUT,
     is_shrinking: bool = True,
-    say: TextIO | None = None,
-) -> int:
-    """Simulate; print what came of it.
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Simulate, and keep what is needed to look into a broken promise.
 
     Args:
         seed: Same seed and arguments, same trace, byte for byte.
@@ -47,44 +85,70 @@ def run(
         faults: A file of faults (JSON, as a failed run leaves it) in place of the seed's.
         out: Where a failed run leaves its trace, its faults and the logs of its nodes.
         is_shrinking: Look for fewer faults that break the same promise.
-        say: Where to print; standard output by default.
+        progress: Called now and then with the operations so far.
 
-    Returns:
-        0 when every promise held, 1 when one was broken.
+    Raises:
+        OSError: a file cannot be read or written.
+        msgspec.DecodeError: ``faults`` is no list of faults.
     """
-    stream = say if say is not None else sys.stdout
     given = msgspec.json.decode(faults.read_bytes(), type=tuple[Fault, ...]) if faults is not None else None
-    began = time.process_time()
+    with contextlib.ExitStack() as stack:
+        file = None
+        if trace is not None:
+            trace.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(trace.open("w"))
+        began = time.process_time()
+        outcome = simulate(
+            seed=seed, operations=operations, nodes=nodes, faults=given, file=file, progress=progress
+        )
+        cpu_s = time.process_time() - began
+    report = Report(outcome=outcome, cpu_s=cpu_s, again=command_of(outcome, operations, faults))
     if trace is not None:
-        trace.parent.mkdir(parents=True, exist_ok=True)
-        with trace.open("w") as file:
-            outcome = simulate(seed=seed, operations=operations, nodes=nodes, faults=given, file=file)
-    else:
-        outcome = simulate(seed=seed, operations=operations, nodes=nodes, faults=given)
-    _summarize(stream, outcome, time.process_time() - began)
-    if not outcome.broken:
-        return 0
-    planned = given if given is not None else plan_of(seed, operations=operations, nodes=nodes)
-    culprits = tuple(fault for fault in planned if fault.at <= outcome.broken_at_s)
-    if is_shrinking:
-        culprits = _fewer(outcome, culprits, operations)
-    _leave(stream, outcome, culprits, operations, out)
-    return 1
-
-
-def _summarize(stream: TextIO, outcome: Outcome, cpu_s: float) -> None:
-    hours = outcome.virtual_s / 3600.0
-    stream.write(
-        f"seed {outcome.seed}: {outcome.operations} operations on {outcome.nodes} nodes in {hours:.1f} virtual "
-        f"hours, {outcome.faults} faults, {outcome.starts} starts, {outcome.ec2_calls} EC2 calls, "
-        f"{outcome.events} events, {outcome.checks} checks\n"
-        f"  {cpu_s:.1f} CPU seconds, {outcome.operations / max(cpu_s, 1e-9):.0f} operations a CPU second\n"
-        f"  trace sha256 {outcome.digest} ({outcome.lines} lines)\n"
-    )
+        report.left["trace"] = str(trace)
     if outcome.broken:
-        stream.write(f"  BROKEN after {outcome.broken_at_s:.1f} s: {outcome.broken}\n")
-    else:
-        stream.write("  every promise held\n")
+        planned = given if given is not None else plan_of(seed, operations=operations, nodes=nodes)
+        culprits = tuple(fault for fault in planned if fault.at <= outcome.broken_at_s)
+        report.culprits = _fewer(outcome, culprits, operations) if is_shrinking else culprits
+        _leave(report, operations, out)
+    return report
+
+
+def words_of(report: Report) -> str:
+    """A report for people."""
+    outcome = report.outcome
+    lines = [
+        f"seed {outcome.seed}: {outcome.operations} operations on {outcome.nodes} nodes in "
+        f"{outcome.virtual_s / 3600.0:.1f} virtual hours, {outcome.faults} faults, {outcome.starts} starts, "
+        f"{outcome.ec2_calls} EC2 calls, {outcome.events} events, {outcome.checks} checks",
+        f"  {report.cpu_s:.1f} CPU seconds, {report.operations_per_cpu_s:.0f} operations a CPU second",
+        f"  trace sha256 {outcome.digest} ({outcome.lines} lines)",
+    ]
+    if report.is_good:
+        lines.append("  every promise held")
+        return "\n".join(lines) + "\n"
+    lines.append(f"  BROKEN after {outcome.broken_at_s:.1f} s: {outcome.broken}")
+    lines.append(f"  with {len(report.culprits)} faults: {report.with_culprits or 'every promise held'}")
+    lines += [f"    {_told(fault)}" for fault in report.culprits]
+    lines += [f"  {what}: {path}" for what, path in report.left.items()]
+    lines.append(f"  again: {report.again}")
+    return "\n".join(lines) + "\n"
+
+
+def json_of(report: Report) -> dict[str, Any]:
+    """A report for machines."""
+    plain: dict[str, Any] = msgspec.to_builtins(report)
+    return {
+        "ok": report.is_good,
+        **plain.pop("outcome"),
+        "operations_per_cpu_s": round(report.operations_per_cpu_s, 1),
+        **plain,
+    }
+
+
+def command_of(outcome: Outcome, operations: int, faults: Path | None = None) -> str:
+    """The command line that repeats a run."""
+    command = f"vpccni lab sim --seed {outcome.seed} --operations {operations} --nodes {outcome.nodes}"
+    return f"{command} --faults {faults}" if faults is not None else command
 
 
 def _fewer(outcome: Outcome, faults: Sequence[Fault], operations: int) -> tuple[Fault, ...]:
@@ -100,39 +164,35 @@ def _fewer(outcome: Outcome, faults: Sequence[Fault], operations: int) -> tuple[
     return shrink(faults, still_fails, tries_max=TRIES_MAX)
 
 
-def _leave(stream: TextIO, outcome: Outcome, faults: Sequence[Fault], operations: int, out: Path) -> None:
+def _leave(report: Report, operations: int, out: Path) -> None:
     """Run what is left of the faults once more, and keep everything about it."""
+    outcome = report.outcome
     out.mkdir(parents=True, exist_ok=True)
     stem = out / f"seed-{outcome.seed}"
-    listed = stem.with_suffix(".faults.json")
-    listed.write_bytes(msgspec.json.format(msgspec.json.encode(faults), indent=1) + b"\n")
+    listed, traced = stem.with_suffix(".faults.json"), stem.with_suffix(".trace")
+    listed.write_bytes(msgspec.json.format(msgspec.json.encode(report.culprits), indent=1) + b"\n")
     logs: list[tuple[str, list[Record]]] = []
 
     def keep_logs(world: World) -> None:
         logs.extend((node.name, [opened(one) for one in node.store.events]) for node in world.nodes)
 
-    with stem.with_suffix(".trace").open("w") as file:
+    with traced.open("w") as file:
         again = simulate(
             seed=outcome.seed,
             operations=operations,
             nodes=outcome.nodes,
-            faults=faults,
+            faults=report.culprits,
             file=file,
             look=keep_logs,
         )
-    stream.write(f"  with {len(faults)} faults: {again.broken or 'every promise held'}\n")
-    for fault in faults:
-        stream.write(f"    {_told(fault)}\n")
+    report.with_culprits = again.broken
+    report.left |= {"faults": str(listed), "trace": str(traced)}
     for name, records in logs:
         if not again.node or name == again.node:
             path = stem.parent / f"{stem.name}-{name}.db"
             asyncio.run(_write_log(path, records))
-            stream.write(f"  log of {name}: {path}\n")
-    stream.write(
-        f"  trace: {stem}.trace\n"
-        f"  again: vpccni lab sim --seed {outcome.seed} --operations {operations} --nodes {outcome.nodes} "
-        f"--faults {listed}\n"
-    )
+            report.left[f"log of {name}"] = str(path)
+    report.again = command_of(outcome, operations, listed)
 
 
 def _told(fault: Fault) -> str:
@@ -152,22 +212,20 @@ async def _write_log(path: Path, records: list[Record]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m vpccni.lab.sim``."""
-    parser = argparse.ArgumentParser(prog="vpccni lab sim", description=__doc__)
-    parser.add_argument(
-        "--seed", type=int, default=int.from_bytes(os.urandom(3)), help="default: a fresh one"
-    )
-    parser.add_argument("--operations", type=int, default=2000)
-    parser.add_argument("--nodes", type=int, default=3)
+    """``python -m vpccni.lab.sim``: many seeds in turn, without the libraries of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m vpccni.lab.sim", description=__doc__)
+    parser.add_argument("--seed", type=int, default=fresh_seed(), help="default: a fresh one")
+    parser.add_argument("--operations", type=int, default=OPERATIONS)
+    parser.add_argument("--nodes", type=int, default=NODES)
     parser.add_argument("--runs", type=int, default=1, help="so many seeds, counted up from the first")
     parser.add_argument("--trace", type=Path)
     parser.add_argument("--faults", type=Path, help="a list that a failed run left")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--no-shrink", action="store_true")
     options = parser.parse_args(arguments)
-    code = 0
+    is_good = True
     for seed in range(options.seed, options.seed + options.runs):
-        code |= run(
+        report = run(
             seed,
             options.operations,
             options.nodes,
@@ -176,5 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out=options.out,
             is_shrinking=not options.no_shrink,
         )
+        is_good &= report.is_good
+        sys.stdout.write(words_of(report))
         sys.stdout.flush()
-    return code
+    return 0 if is_good else 1

@@ -79,6 +79,7 @@ class World:
         self.seed = seed
         self.wanted = operations
         self.operations = 0
+        self.progress: Callable[[int], None] | None = None
         self.broken = ""
         self.broken_at_s = 0.0
         self.trace = Trace(loop, file)
@@ -174,6 +175,8 @@ class World:
         if self.operations % AUDIT_EVERY == 0:
             for node in self.nodes:
                 self.checker.audit(node)
+            if self.progress is not None:
+                self.progress(self.operations)
         if self.operations >= self.wanted:
             self._ended.set()
 
@@ -276,6 +279,7 @@ def simulate(
     faults: Sequence[Fault] | None = None,
     file: TextIO | None = None,
     look: Callable[[World], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Run one simulation to its end, or to the first broken promise.
 
@@ -286,12 +290,14 @@ def simulate(
         faults: Instead of those that the seed gives.
         file: Gets the trace.
         look: Is shown the world when everything is over.
+        progress: Called now and then with the operations so far.
     """
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
     async def run() -> Outcome:
         world = World(seed=seed, operations=operations, nodes=nodes, faults=faults, file=file)
+        world.progress = progress
         outcome = await world.run()
         if look is not None:
             look(world)
