@@ -13,7 +13,7 @@ import pytest
 
 from vpccni.lab.sim import command
 from vpccni.lab.sim.faults import Fault, draw_faults
-from vpccni.lab.sim.loop import Life, run_virtual
+from vpccni.lab.sim.loop import Life, VirtualLoop, run_virtual
 from vpccni.lab.sim.shrink import gist_of, shrink
 from vpccni.lab.sim.world import simulate
 
@@ -82,6 +82,7 @@ def test_nothing_of_a_killed_process_runs_again_not_even_its_clean_up():
 
     async def world():
         loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
         life = Life("a")
 
         def begin(seconds):
