@@ -69,7 +69,11 @@ class Agent:
         self.readiness.log_refusal = self.writer.full
         self._datapath = datapath_settings(settings)
         self.links = KeepLinks(
-            writer=self.writer, kernel=ports.kernel, clock=ports.clock, settings=self._datapath
+            writer=self.writer,
+            kernel=ports.kernel,
+            clock=ports.clock,
+            settings=self._datapath,
+            free_turn_of=lambda key: self.cni.free_turn_of(key),
         )
         self.effects = Effects(
             writer=self.writer,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Final, NoReturn
 
 import structlog
@@ -17,9 +18,10 @@ from vpccni.events.codec import Record
 from vpccni.events.eni import EniDetached, EniGone
 from vpccni.loops.wiring import attached_enis, eni_wiring, lease_wiring, rest_wiring
 from vpccni.loops.write import Writer
-from vpccni.model import EniId
+from vpccni.model import EniId, SandboxKey
 from vpccni.planner import commands as c
 from vpccni.ports import Clock, Kernel
+from vpccni.projections.leases import Rest
 from vpccni.projections.state import State
 
 _log = structlog.get_logger("keep_links")
@@ -37,11 +39,20 @@ VETH_GRACE_S: Final = 2.0
 class KeepLinks:
     """The loop of the kernel."""
 
-    def __init__(self, *, writer: Writer, kernel: Kernel, clock: Clock, settings: DatapathSettings) -> None:
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        kernel: Kernel,
+        clock: Clock,
+        settings: DatapathSettings,
+        free_turn_of: Callable[[SandboxKey], AbstractAsyncContextManager[bool]],
+    ) -> None:
         self._writer = writer
         self._kernel = kernel
         self._clock = clock
         self._settings = settings
+        self._free_turn_of = free_turn_of
         self._wake = asyncio.Event()
         self._must_converge = False
         self._by_ifindex: dict[int, str] = {}
@@ -166,9 +177,28 @@ class KeepLinks:
         due = [rest for rest in state.standing.values() if state.elapsed_s(rest.ended, now) >= VETH_GRACE_S]
         if not due:
             return
-        rests = [rest_wiring(rest) for rest in due]
-        await self._kernel.apply(sweep(rests, veth_prefix=self._settings.veth_prefix))
-        self._writer.post(c.NoteUnwired(tuple(rest.lease for rest in due)))
+        known = [rest for rest in due if rest.wired is not None]
+        await self._sweep(known)
+        done = known + [rest for rest in due if rest.wired is None and await self._sweep_by_name(rest)]
+        self._writer.post(c.NoteUnwired(tuple(rest.lease for rest in done)))
+
+    async def _sweep(self, rests: list[Rest]) -> None:
+        if rests:
+            wirings = [rest_wiring(rest) for rest in rests]
+            await self._kernel.apply(sweep(wirings, veth_prefix=self._settings.veth_prefix))
+
+    async def _sweep_by_name(self, rest: Rest) -> bool:
+        """A veth whose index nobody wrote down. Whether nothing of it stands any more.
+
+        A sandbox that uses the key again has the same name and alias: in its turn it is seen whether there is
+        one. Its wiring replaces what is in the way, so that when it is done there is nothing to sweep.
+        """
+        async with self._free_turn_of(rest.key) as is_free:
+            again = self._writer.state.lease_of(rest.key)
+            if not is_free or again is not None:
+                return again is not None and again.wired is not None
+            await self._sweep([rest])
+            return True
 
     async def follow_links(self) -> NoReturn:
         """What netlink tells: an ENI's link comes, or goes."""

@@ -144,6 +144,15 @@ class CniService:
             if not flight.users:
                 self._flights.pop(key, None)
 
+    @asynccontextmanager
+    async def free_turn_of(self, key: SandboxKey) -> AsyncIterator[bool]:
+        """Be the only one, if nobody is: an ADD may hold its turn for as long as it waits for an address."""
+        if key in self._flights:
+            yield False
+            return
+        async with self.turn_of(key):
+            yield True
+
     # -- ADD --------------------------------------------------------------------------------------
 
     async def _add(self, call: Call) -> Wired:
