@@ -4,7 +4,9 @@ For one sandbox (network, container id, ifname) one request is served at a time,
 that finds an ADD under way cancels it, waits until the ADD has been undone, and then succeeds.
 
 ADD: lease durable, then wired, then answered. Whatever fails in between is undone before the error is told.
-DEL: end of lease durable, then the host route removed, then answered; the veth dies with its namespace.
+DEL: end of lease durable and, at the same time, the host route removed; then answered; the veth dies with its
+namespace. The route need not wait for the record: the pod is going, and a lease that stays open for want of a
+record gets its route again at the next look at the kernel.
 """
 
 from __future__ import annotations
@@ -281,17 +283,27 @@ class CniService:
 
     async def _end(self, call: Call, body: bytes) -> None:
         lease = self._writer.state.lease_of(call.key)
+        async with asyncio.TaskGroup() as group:
+            if lease is not None:
+                group.create_task(self._unwire(lease), name=f"unwire {call.key.container_id}")
+            refused = await self._record_end(call, body)
+        if refused is not None:
+            raise refused
+
+    async def _record_end(self, call: Call, body: bytes) -> VpccniError | None:
+        """A refusal as a value: the group would hide it."""
         try:
-            decision = await self._writer.submit(
-                c.EndLease(key=call.key, cause="del", witnesses=("runtime",))
-            )
+            await self._writer.submit(c.EndLease(key=call.key, cause="del", witnesses=("runtime",)))
         except VpccniError as error:
             # The log takes nothing just now: the DEL is kept where the executable keeps it, too.
             _log.error("del_spooled", reason=error.reason, detail=error.detail)
-            await self._spool.write(body, self._clock.now())
-            return
-        if not decision.lease or lease is None:
-            return
+            try:
+                await self._spool.write(body, self._clock.now())
+            except VpccniError as unwritten:
+                return unwritten
+        return None
+
+    async def _unwire(self, lease: Lease) -> None:
         try:
             await self._kernel.apply(unwire(lease_wiring(lease)))
         except VpccniError as error:

@@ -71,6 +71,8 @@ def _first_free(
 ) -> Address | None:
     best: tuple[int, int, Address] | None = None
     for cidr, owned in held.cidrs.items():
+        if cidr.endswith("/32") and cidr[:-3] in state.by_address:
+            continue  # the most of a busy node, told without further ado
         if owned.suspected or cidr in under_release:
             continue
         for address in addresses_in(cidr):
