@@ -166,8 +166,8 @@ EXPLANATIONS: Final[dict[Reason, Explanation]] = {
         "Save the log (`vpccni replay LOG verify`) and report it.",
     ),
     Reason.KERNEL_REFUSED: Explanation(
-        "The kernel refused a step of wiring the pod; what was done before it was undone.",
-        "The message names the step and the errno.",
+        "The kernel refused a step of wiring a pod or of setting up an ENI; what was done before it was undone.",
+        "The message names the step and the errno. EPERM: the agent's container lacks CAP_NET_ADMIN.",
     ),
     Reason.NETNS_GONE: Explanation(
         "The network namespace of the sandbox does not exist.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.sim.stage import Stage, play
+from vpccni.errors import PermanentError, Reason
 
 
 def test_a_full_node_does_not_wait_for_addresses_that_nobody_can_have():
@@ -35,5 +36,32 @@ def test_a_full_node_waits_for_an_address_that_rests():
         began = stage.loop.time()
         await stage.pods(node, 1)
         assert 20 < stage.loop.time() - began < 40
+
+    play(scenario)
+
+
+def test_an_agent_that_may_not_change_the_kernel_says_so_and_recovers():
+    """1. The container lacks CAP_NET_ADMIN. 2. An ADD comes. 3. The container is given it."""
+
+    async def scenario(stage: Stage):
+        node = stage.machine()
+        set_up = node.kernel._set_up_eni
+
+        def refuse(setup):
+            raise PermanentError(Reason.KERNEL_REFUSED, "eni: Operation not permitted [EPERM]")
+
+        node.kernel._set_up_eni = refuse
+        node.start()
+        await asyncio.sleep(30)
+        refusal = node.agent.readiness.refusal()
+        assert (refusal.reason, "EPERM" in refusal.detail) == (Reason.KERNEL_REFUSED, True)
+        began = stage.loop.time()
+        kubelet = stage.kubelets[node.name]
+        assert not await kubelet._add(kubelet._new_sandbox("too-early"))
+        assert kubelet._refusal == "kernel_refused"
+        assert stage.loop.time() - began < 2
+        node.kernel._set_up_eni = set_up
+        await stage.ready(node, 30)
+        await stage.pods(node, 3)
 
     play(scenario)

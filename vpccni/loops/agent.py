@@ -67,6 +67,7 @@ class Agent:
         self.breakers = Breakers(rng)
         self.writer = Writer(ports.log, ports.clock, self._context)
         self.readiness.log_refusal = self.writer.full
+        self.readiness.kernel_refusal = self._kernel_refusal
         self._datapath = datapath_settings(settings)
         self.links = KeepLinks(
             writer=self.writer,
@@ -162,9 +163,18 @@ class Agent:
             policy=self.policy(),
             constraints=self.breakers.for_waiting(now, self.readiness.no_change()),
             not_serving=self.readiness.not_serving,
+            refusing=self._kernel_refusal(),
             must_not_change=self.readiness.must_not_change,
             manages_untagged=self.settings.manage_untagged_eni,
         )
+
+    def _kernel_refusal(self) -> Refused | None:
+        """The kernel lets us set up not even one ENI: no sandbox would have a way out."""
+        if not self.links.problem:
+            return None
+        if any(held.managed and held.is_link_ready for held in self.writer.state.enis.values()):
+            return None
+        return Refused(Reason.KERNEL_REFUSED, self.links.problem)
 
     def observed_region(self) -> str:
         """The region that IMDS named; empty while it has not."""

@@ -15,12 +15,14 @@ class Readiness:
             machine's.
         must_not_change: Kinds of a newer log that must be understood.
         log_refusal: Why the log takes no new lease just now.
+        kernel_refusal: Why no sandbox can be wired just now.
     """
 
     def __init__(self) -> None:
         self.not_serving: Refused | None = Refused(Reason.NODE_NOT_INITIALIZED, "the agent is starting")
         self.must_not_change: tuple[str, ...] = ()
         self.log_refusal: Callable[[], Refused | None] = lambda: None
+        self.kernel_refusal: Callable[[], Refused | None] = lambda: None
         self.is_stopping = False
         self.is_broken = ""
 
@@ -30,7 +32,7 @@ class Readiness:
             return Refused(Reason.STOPPING)
         if self.must_not_change:
             return Refused(Reason.LOG_NEWER, ", ".join(self.must_not_change))
-        return self.not_serving or self.log_refusal()
+        return self.not_serving or self.kernel_refusal() or self.log_refusal()
 
     def no_change(self) -> str:
         """Why nothing may be changed in EC2; empty when it may."""

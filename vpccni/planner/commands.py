@@ -226,6 +226,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         not_serving: Why no ADD can be served at all (``not_the_same_machine``, ...); ``None`` when it can.
+        refusing: Why waiting would not help a new ADD, either (``kernel_refused``).
         must_not_change: Kinds of records that a newer version wrote and that must be understood: ADD, DEL
             and intents are refused.
         ahead: ADDs that wait already and are served before this one.
@@ -236,6 +237,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     policy: PoolPolicy | None
     constraints: Constraints
     not_serving: Refused | None = None
+    refusing: Refused | None = None
     must_not_change: tuple[str, ...] = ()
     manages_untagged: bool = True
     ahead: int = 0
