@@ -30,6 +30,8 @@ from vpccni.lab.fabric.wiring import IMDS_ADDRESS
 HANGING_PORT: Final = 9
 REFUSING_PORT: Final = 10
 LONG: Final = 100_000
+LONGEST: Final = 1_000_000
+MILLION_RATIO: Final = 1.5
 PODS: Final = 228
 LIMIT_MS: Final = 1000.0
 QUICK: Final = (("short", 0, "answering"), ("short", PODS, "hanging"), ("long", PODS, "refusing"))
@@ -90,12 +92,34 @@ async def starts(quick: bool) -> list[Result]:
     return [*results, compared("start_cpu_to_first_add", cpus, None, "ms", against="of all these")]
 
 
-async def _lengthen(bench: Bench) -> None:
+async def million(quick: bool) -> list[Result]:
+    """A log as no node has one: what a start costs must not depend on how long the history is."""
+    times = 1 if quick else 7
+    furnish_run(ROOT / "build" / "bench" / "labs")
+    taken: dict[int, list[float]] = {}
+    async with (
+        stage("million") as lab,
+        on_node(lab, "node", "m5.large", {"IP_COOLDOWN_PERIOD": "0"}) as bench,
+    ):
+        for events in (0, LONG if quick else LONGEST):
+            if events:
+                await _lengthen(bench, events)
+            head = (await bench.status())["log"]["head"]
+            taken[head] = [(await _start(bench, FILLED))[0] for _ in range(times)]
+    (few, short), (many, long) = sorted(taken.items())
+    return [
+        compared(
+            f"start_with_{many}_events", long, short, "ms", against=f"{few} events", ratio_limit=MILLION_RATIO
+        )
+    ]
+
+
+async def _lengthen(bench: Bench, events: int = LONG) -> None:
     status = await bench.status()
     if status["standing_veths"]:
         await asyncio.sleep(5.0)  # the sweep of what the last pod left
     await bench.lab.kill_agent(bench.node, signal.SIGTERM)
-    await lengthen(bench.node.places.events, bench.node.places.boot_id, LONG)
+    await lengthen(bench.node.places.events, bench.node.places.boot_id, events)
     await bench.lab.start_agent(bench.node, FILLED)
     await bench.lab.wait_ready(bench.node)
 
