@@ -24,6 +24,9 @@ class Sender(Protocol):
 class Watcher(Protocol):
     """Who looks at what a call changes."""
 
+    def on_call(self, sender: str, action: str, params: Mapping[str, Any]) -> None:
+        """A call leaves its sender."""
+
     def before_call(self, sender: str, action: str, params: Mapping[str, Any]) -> object:
         """Before it is applied; gives what ``after_call`` takes."""
 
@@ -75,6 +78,7 @@ class Cloud:
         call = self.region.arrive(action, params, self._loop.time())
         request = _Request(sender, call, self._loop.create_future())
         self._under_way[request] = None
+        self._watcher.on_call(sender.name, action, params)
         sender.pass_point("ec2_sent")
         self._loop.call_outside(call.before_s, self._apply, request, is_alive)
         return request.answer

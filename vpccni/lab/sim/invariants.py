@@ -8,6 +8,8 @@ only to compare it with those.
 from __future__ import annotations
 
 import functools
+import json
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, Final, ParamSpec
 
@@ -15,7 +17,8 @@ import msgspec
 
 from vpccni.adapters.log_format import opened, unpack_snapshot
 from vpccni.api.views import pods_view
-from vpccni.events.effect import EffectIntended
+from vpccni.errors import InvariantBrokenError
+from vpccni.events.effect import EffectAbandoned, EffectConfirmed, EffectFailed, EffectIntended
 from vpccni.events.envelope import Stored
 from vpccni.events.node import InvariantBroken
 from vpccni.events.sandbox import AddressAssigned, LeaseEnded
@@ -26,8 +29,8 @@ from vpccni.lab.sim.node import SimNode
 from vpccni.lab.sim.promises import BrokenPromiseError
 from vpccni.lab.sim.sandbox import Sandbox
 from vpccni.loops.write import fold_start
-from vpccni.model import Address, EniId, LeaseId, SandboxKey, Stamp
-from vpccni.planner.reconcile import NO_MANAGE_TAG
+from vpccni.model import Address, EniId, IntentId, LeaseId, SandboxKey, Stamp
+from vpccni.planner.reconcile import INSTANCE_TAG, NO_MANAGE_TAG
 from vpccni.ports import LogStart
 from vpccni.projections.snapshot import picture, restore, snapshot_of
 from vpccni.projections.state import State
@@ -41,6 +44,20 @@ LINK_LOSS_SLACK_S: Final = 10.0
 PLANS_MAX: Final = 100
 PLANS_S: Final = 5.0
 """More plans than that in so many seconds are a loop."""
+CALLS_MAX: Final = 150
+CALLS_S: Final = 30.0
+"""So many calls of one node in so many seconds are a storm; whole ENIs for a burst of pods are a third of that."""
+INTENDED: Final = {
+    "CreateNetworkInterface": "create",
+    "AttachNetworkInterface": "attach",
+    "ModifyNetworkInterfaceAttribute": "modify",
+    "AssignPrivateIpAddresses": "assign",
+    "UnassignPrivateIpAddresses": "unassign",
+    "DetachNetworkInterface": "detach",
+    "DeleteNetworkInterface": "delete",
+    "CreateTags": "tag",
+}
+"""By what kind of intent a call is covered."""
 
 P = ParamSpec("P")
 
@@ -54,6 +71,8 @@ def _reporting(check: Callable[Concatenate[Checker, P], None]) -> Callable[Conca
             check(checker, *args, **kwargs)
         except BrokenPromiseError as error:
             checker.report(str(error))
+        except InvariantBrokenError as error:
+            checker.report(f"what is on the disk does not fold: {error}")
 
     return reporting
 
@@ -63,6 +82,7 @@ class _OpenLease(msgspec.Struct):
     key: SandboxKey
     lease: LeaseId
     boot_id: str
+    boottime_ns: int
 
 
 class _NodeBook(msgspec.Struct):
@@ -72,6 +92,8 @@ class _NodeBook(msgspec.Struct):
     leases: dict[LeaseId, _OpenLease] = {}
     by_address: dict[Address, LeaseId] = {}
     acked: dict[SandboxKey, Sandbox] = {}
+    intents: dict[IntentId, EffectIntended] = {}
+    calls: deque[float] = msgspec.field(default_factory=deque)
     audit: State = msgspec.field(default_factory=State)
     audited: int = 0
     plans: list[float] = []
@@ -178,6 +200,7 @@ class Checker:
     def on_commit(self, node: SimNode, batch: Sequence[Stored]) -> None:
         """A batch reached the disk."""
         book = self._books[node.name]
+        self._check_spool(book)
         for stored in batch:
             self.checks += 1
             if stored.kind == "plan_made":
@@ -191,11 +214,29 @@ class Checker:
                 case LeaseEnded():
                     self._on_ended(book, record.stamp, record.event)
                 case EffectIntended():
+                    book.intents[IntentId(record.seq)] = record.event
                     self._on_intended(book, record.stamp, record.event)
+                case EffectConfirmed() | EffectFailed() | EffectAbandoned():
+                    book.intents.pop(record.event.intent, None)
                 case InvariantBroken():
                     raise BrokenPromiseError(f"{node.name} reports {record.event}")
                 case _:
                     pass
+
+    def _check_spool(self, book: _NodeBook) -> None:
+        """An entry is forgotten once its end of lease is on the disk, and not sooner."""
+        removed, book.node.spool.removed = book.node.spool.removed, []
+        for entry in removed:
+            request = json.loads(entry.body)
+            for lease in book.leases.values():
+                if (
+                    lease.key.container_id == request["containerId"]
+                    and lease.boot_id == entry.boot_id
+                    and lease.boottime_ns < entry.boottime_ns
+                ):
+                    raise BrokenPromiseError(
+                        f"{book.node.name} forgot the spooled DEL of {lease.key}, whose lease is open on the disk"
+                    )
 
     def _on_plan(self, book: _NodeBook) -> None:
         """The log tells what changes; a planner that is at odds with the writer would fill the disk."""
@@ -215,7 +256,7 @@ class Checker:
                         f"has lease {held.lease} on it for {held.key}"
                     )
             self._check_rest(book, address, stamp, event)
-            book.leases[lease] = _OpenLease(address, event.key, lease, stamp.boot_id)
+            book.leases[lease] = _OpenLease(address, event.key, lease, stamp.boot_id, stamp.boottime_ns)
             book.by_address[address] = lease
 
     def _check_rest(self, book: _NodeBook, address: Address, stamp: Stamp, event: AddressAssigned) -> None:
@@ -272,8 +313,30 @@ class Checker:
 
     # -- EC2's side -------------------------------------------------------------------------------
 
+    @_reporting
+    def on_call(self, sender: str, action: str, params: Mapping[str, Any]) -> None:
+        """See :class:`vpccni.lab.sim.cloud.Watcher`."""
+        self.checks += 1
+        book = self._books[sender]
+        now = book.node.loop.time()
+        book.calls.append(now)
+        if len(book.calls) > CALLS_MAX and now - book.calls.popleft() < CALLS_S:
+            raise BrokenPromiseError(f"{sender} storms EC2: {CALLS_MAX} calls in {CALLS_S} s, now {action}")
+        kind = INTENDED.get(action)
+        if kind is None:
+            return
+        eni = self._concerned(action, params)
+        if eni is not None:
+            holder = eni.attachment.instance.id if eni.attachment else eni.tags.get(INSTANCE_TAG, "")
+            if holder != book.node.instance.id or eni.tags.get(NO_MANAGE_TAG) == "true":
+                raise BrokenPromiseError(f"{action} by {sender} is about {eni.id}, which is not its own")
+        if not any(intent.kind == kind and _covers(intent, params) for intent in book.intents.values()):
+            raise BrokenPromiseError(f"{action} by {sender} leaves and no open intent on the disk covers it")
+
     def before_call(self, sender: str, action: str, params: Mapping[str, Any]) -> object:
         """See :class:`vpccni.lab.sim.cloud.Watcher`."""
+        if action not in ("UnassignPrivateIpAddresses", "DetachNetworkInterface", "DeleteNetworkInterface"):
+            return None
         eni = self._concerned(action, params)
         return (eni, frozenset(eni.addresses) if eni.attachment is not None else frozenset()) if eni else None
 
@@ -301,9 +364,7 @@ class Checker:
     def _concerned(self, action: str, params: Mapping[str, Any]) -> Eni | None:
         if action == "DetachNetworkInterface":
             return self._region.world.eni_of_attachment.get(params.get("AttachmentId", ""))
-        if action in ("UnassignPrivateIpAddresses", "DeleteNetworkInterface"):
-            return self._region.world.enis.get(params.get("NetworkInterfaceId", ""))
-        return None
+        return self._region.world.enis.get(params.get("NetworkInterfaceId", ""))
 
     def _owner(self, address: str) -> Eni | None:
         for subnet in self._region.world.subnets.values():
@@ -431,7 +492,26 @@ class Checker:
             )
 
 
-_WATCHED: Final = frozenset({"address_assigned", "lease_ended", "effect_intended", "invariant_broken"})
+_WATCHED: Final = frozenset(
+    {
+        "address_assigned",
+        "lease_ended",
+        "effect_intended",
+        "effect_confirmed",
+        "effect_failed",
+        "effect_abandoned",
+        "invariant_broken",
+    }
+)
+
+
+def _covers(intent: EffectIntended, params: Mapping[str, Any]) -> bool:
+    """Whether a call is the one that was intended, by what it is about."""
+    if intent.kind == "create":
+        return bool(intent.token == params.get("ClientToken"))
+    if intent.kind == "detach":
+        return bool(intent.attachment == params.get("AttachmentId"))
+    return bool(intent.eni == params.get("NetworkInterfaceId"))
 
 
 def _unpacked(node: SimNode, snapshot: Any) -> Any:

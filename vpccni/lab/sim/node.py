@@ -147,7 +147,7 @@ class SimNode:
         self.clock = VirtualClock(loop, name)
         self.store = Disk(self._on_batch, self._on_write)
         self.kernel = self._new_kernel()
-        self.spool = FakeSpool()
+        self.spool = FakeSpool(sync_s=SYNC_S)
         self.kube = FakeKubernetesNode()
         self.cache = FakeRuntimeCache()
         self.life: Life | None = None
@@ -368,7 +368,7 @@ class SimNode:
         self.kill(restart_s=-1, is_sent=is_sent)
         self.clock.boot()
         self.kernel = self._new_kernel()
-        self.spool = FakeSpool()
+        self.spool = FakeSpool(sync_s=SYNC_S)
         self.cache = FakeRuntimeCache()
         self.kube.uids.clear()
         self.trace(f"{self.name} reboot {self.clock.boot_id}")

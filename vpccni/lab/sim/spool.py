@@ -10,9 +10,17 @@ from vpccni.ports import SpooledDel
 
 
 class FakeSpool:
-    """The ``Spool`` port. ``is_broken``: writing fails, as on a full disk; ``is_stuck``: reading fails."""
+    """The ``Spool`` port.
 
-    def __init__(self) -> None:
+    Attributes:
+        is_broken: Writing fails, as on a full disk.
+        is_stuck: Reading fails.
+        removed: Entries that were taken away, for whoever looks at that.
+    """
+
+    def __init__(self, *, sync_s: float = 0.0) -> None:
+        self._sync_s = sync_s
+        self.removed: list[SpooledDel] = []
         self.is_broken = False
         self.is_stuck = False
         self._entries: dict[str, SpooledDel] = {}
@@ -35,12 +43,15 @@ class FakeSpool:
 
     async def remove(self, name: str) -> None:
         """See ``Spool.remove``."""
-        self._entries.pop(name, None)
+        entry = self._entries.pop(name, None)
+        if entry is not None:
+            self.removed.append(entry)
 
     async def write(self, body: bytes, stamp: Stamp) -> None:
         """See ``Spool.write``."""
         if self.is_broken:
             raise TransientError(Reason.LOG_DISK_FULL, "the spool cannot be written")
+        await asyncio.sleep(self._sync_s)  # Whoever dies until here has written nothing.
         at = stamp.boottime_ns
         while f"{at:020}-1.json" in self._entries:
             at += 1

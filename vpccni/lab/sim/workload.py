@@ -226,9 +226,15 @@ class Kubelet:
         if verb in ("ADD", "DEL"):
             self._count()
         self._node.trace(f"{sandbox.told} {verb}")
-        status, answer = await self._node.exchange(
-            body, DEL_CONNECT_S if is_del else CONNECT_S, DEL_ANSWER_S if is_del else ADD_ANSWER_S
-        )
+        agent = self._node.agent
+        try:
+            status, answer = await self._node.exchange(
+                body, DEL_CONNECT_S if is_del else CONNECT_S, DEL_ANSWER_S if is_del else ADD_ANSWER_S
+            )
+        except AwayError:
+            if verb == "ADD" and agent is not None and agent is self._node.agent:
+                self._checker.report(f"{sandbox.told}: an agent that lives gave an ADD no answer")
+            raise
         told = answer.get("reason") or ",".join(ip["address"] for ip in answer.get("ips", ()))
         self._node.trace(f"{sandbox.told} {verb} {status} {told}")
         self._refusal = str(answer.get("reason", ""))
