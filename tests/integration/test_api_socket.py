@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import structlog
 
 from tests.sim.node import Node
 from tests.unit.api.shapes import check_error
@@ -300,6 +301,43 @@ async def test_garbage_reaches_no_handler_and_the_next_client_is_served(site, ga
         pass
     assert not stub.bodies
     assert (await ask(path, "GET", "/healthz"))[0] == 200
+
+
+BAD_BODY = b"POST /v1/cni HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"hello\r\n\r\n",
+        b"G ET / HTTP/1.1\r\n\r\n",
+        BAD_BODY + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
+        BAD_BODY + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\nZZZ\r\n",
+        BAD_BODY.replace(b"/v1/cni", b"/v1/pods")
+        + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
+    ],
+    ids=["text", "bad method", "gzip that is none", "bad chunk", "a bad body that nobody reads"],
+)
+async def test_what_cannot_be_parsed_is_refused_as_a_cni_error_and_leaves_no_traceback(site, sent, capfd):
+    head, _, rest = (await exchange(site[1], sent)).partition(b"\r\n\r\n")
+    assert int(head.split()[1]) in (400, 405)
+    check_error(json.loads(rest))
+    assert json.loads(rest)["reason"] == "bad_request"
+    assert (await ask(site[1], "GET", "/healthz"))[0] == 200
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
+
+
+async def test_a_failure_of_a_handler_is_one_line_of_the_log_and_a_500_in_json(site, monkeypatch):
+    def fail(name):
+        raise ArithmeticError(name)
+
+    monkeypatch.setattr(site[0], "view", fail)
+    with structlog.testing.capture_logs() as lines:
+        status, answer = await ask(site[1], "GET", "/v1/pods")
+    assert (status, answer["reason"]) == (500, "internal")
+    check_error(answer)
+    assert [(line["event"], line["path"]) for line in lines] == [("answer_failed", "/v1/pods")]
 
 
 async def test_half_a_request_and_a_client_that_leaves_disturb_nobody(site):

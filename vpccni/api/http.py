@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
+import structlog
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
@@ -24,6 +25,8 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from vpccni.errors import PermanentError, Reason, sentence
+
+_log = structlog.get_logger("api")
 
 BODY_MAX: Final = 1024 * 1024
 BODY_TIMEOUT_S: Final = 10.0
@@ -109,15 +112,7 @@ class SocketServer:
         except OSError as error:
             listener.close()
             raise PermanentError(Reason.BAD_SETTING, f"cannot listen on {self._path}: {error}") from error
-        # Only what RequestHandler takes: with one argument too many aiohttp drops all of them.
-        server = web.Server(
-            self._handle,
-            request_factory=_request,
-            handler_cancellation=True,
-            access_log=None,
-            keepalive_timeout=IDLE_TIMEOUT_S,
-            lingering_time=LINGERING_S,
-        )
+        server = _Server(self._handle, request_factory=_request, handler_cancellation=True)
         self._runner = web.ServerRunner(server, shutdown_timeout=STOP_STEP_S)
         await self._runner.setup()
         await web.SockSite(self._runner, listener, backlog=BACKLOG).start()
@@ -155,6 +150,8 @@ class SocketServer:
             return _json(413, _problem(Reason.TOO_LARGE, f"at most {BODY_MAX} bytes"))
         except TimeoutError:
             return _json(408, _problem(Reason.BAD_REQUEST, f"no whole body within {BODY_TIMEOUT_S:.0f} s"))
+        except web.RequestPayloadError as error:
+            return _last(400, _problem(Reason.BAD_REQUEST, _first_line(error)))
         answer = await self._handlers.cni(body)
         if not answer.status and request.transport is not None:
             request.transport.abort()
@@ -186,6 +183,57 @@ class SocketServer:
         return response
 
 
+class _Server(web.Server):
+    """Gives each connection a protocol of ours."""
+
+    def __call__(self) -> RequestHandler:
+        """The protocol of a new connection."""
+        return _Protocol(
+            self,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type] # as web.Server passes it on
+            keepalive_timeout=IDLE_TIMEOUT_S,
+            lingering_time=LINGERING_S,
+        )
+
+
+class _Protocol(RequestHandler):
+    """Answers in JSON also what no handler sees.
+
+    aiohttp's own answer to bytes that are no HTTP is plain text, which the executable takes for a lost connection,
+    and a traceback in the log, of which any client could make as many as it likes.
+    """
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """The answer to what cannot be parsed (400), or to an error of ours (500). The connection ends with it.
+
+        Raises:
+            ConnectionError: There is nobody to answer, or half an answer has gone; aiohttp hangs up.
+        """
+        if isinstance(exc, ConnectionError):
+            raise exc
+        is_ours = status >= 500
+        if is_ours:
+            _log.error("answer_failed", method=request.method, path=request.path, exc_info=exc)
+        if request.writer is not None and request.writer.output_size > 0:
+            raise ConnectionError("an answer is under way already")
+        if is_ours:
+            return _last(status, _problem(Reason.INTERNAL, type(exc).__name__ if exc is not None else ""))
+        return _last(status, _problem(Reason.BAD_REQUEST, _first_line(message or exc)))
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """What ends a connection beside our handlers: a body that nobody wanted and that is broken, mostly."""
+        _log.debug("connection_failed", error=repr(kw.get("exc_info")))
+
+
 def _request(
     message: RawRequestMessage,
     payload: StreamReader,
@@ -208,6 +256,18 @@ def _peer_uid(request: web.BaseRequest) -> int:
 
 def _json(status: int, body: bytes) -> web.Response:
     return web.Response(status=status, body=body, content_type="application/json")
+
+
+def _last(status: int, body: bytes) -> web.Response:
+    """An answer after which nothing that comes on the connection can be understood."""
+    response = _json(status, body)
+    response.force_close()
+    return response
+
+
+def _first_line(said: object) -> str:
+    """What a parser complains of, without the bytes that it complains of."""
+    return " ".join(str(said).split("\n\n")[0].split())[:200]
 
 
 def _problem(reason: Reason, detail: str = "") -> bytes:
