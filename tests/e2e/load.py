@@ -126,10 +126,11 @@ class Load:
     async def discrepancies(self) -> list[Wrong]:
         """What the agent's pods and the acknowledgements contradict each other in.
 
-        A standing pod has its lease, under its address; a pod whose DEL was acknowledged has none; no address
-        has two. (What is under way may be either.)
+        A standing pod has its lease, under its address; a pod whose DEL was acknowledged has none, unless that
+        lies in the spool; no address has two. (What is under way may be either.)
         """
-        standing, ended = self.standing(), {past.sandbox.uid for past in self.ledger.past}
+        standing, spooled = self.standing(), self._spooled()
+        ended = {past.sandbox.uid for past in self.ledger.past if past.sandbox.container_id not in spooled}
         pods = await self._node.client.get("/v1/pods")
         known = {pod["uid"]: pod["addresses"] for pod in pods}
         addresses = Counter(address for pod in pods for address in pod["addresses"])
@@ -150,6 +151,14 @@ class Load:
                 if pod.container_id not in self.asked and known.get(pod.uid) != [pod.address]
             ),
         ]
+
+    def _spooled(self) -> str:
+        """The spool's entries; one that is taken out meanwhile has been carried out."""
+        found = []
+        for path in self._node.places.spool.glob("*.json"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(path.read_text(errors="replace"))
+        return "\n".join(found)
 
     async def _work(self, number: int) -> None:
         pods = 0
