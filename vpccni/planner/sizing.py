@@ -39,6 +39,7 @@ class EniView(msgspec.Struct, frozen=True, kw_only=True):
         resting_soon: Of these, the ones whose cooldown ends before EC2 could deliver another address.
         blocked: Addresses that are neither assignable nor resting: suspected, veth still standing, under
             release.
+        releasing: Of these, the ones under release: their slots hold others soon, or they are free again.
         rested: Free, past their cooldown and not blocked, in the order in which to give them back; empty
             while an open intent on the ENI forbids releases.
         age_s: Seconds since it was attached.
@@ -61,6 +62,7 @@ class EniView(msgspec.Struct, frozen=True, kw_only=True):
     resting: int = 0
     resting_soon: int = 0
     blocked: int = 0
+    releasing: int = 0
     rested: tuple[Cidr, ...] = ()
     age_s: float = 1e9
 

@@ -106,11 +106,12 @@ def without_link_s(state: State, held: Eni, now: Stamp) -> float:
 def _view(
     state: State, held: Eni, under_release: set[Cidr], now: Stamp, cooldown_s: float, slots: int
 ) -> EniView:
-    resting = soon = blocked = 0
+    resting = soon = blocked = releasing = 0
     for cidr, owned in held.cidrs.items():
         if owned.suspected or cidr in under_release:
             leased = sum(address in state.by_address for address in _used_in(state, cidr))
             blocked += cidr_size(cidr) - leased
+            releasing += cidr_size(cidr) - leased if cidr in under_release else 0
             continue
         for address in _used_in(state, cidr):
             rest = state.rests.get(address)
@@ -166,6 +167,7 @@ def _view(
         resting=resting,
         resting_soon=soon,
         blocked=blocked,
+        releasing=releasing,
         rested=rested_cidrs(state, held, now, cooldown_s) if in_order else (),
         age_s=state.elapsed_s(held.adopted, now),
     )

@@ -195,8 +195,9 @@ def prospect(
 
     Returns:
         Possible if enough addresses are free, resting, being assigned or coming, or enough can still be
-        brought. Refused with the first of: what forbids all changes, max pods, what blocks the room that
-        there is, the full instance. An ADD beyond max pods is refused even if a whole ENI brings one for it.
+        brought, also in place of those that are being given back. Refused with the first of: what forbids
+        all changes, max pods, what blocks the room that there is, the full instance. An ADD beyond max pods
+        is refused even if a whole ENI brings one for it.
     """
     tally = tally_of(enis, policy)
     stock = sum(
@@ -207,7 +208,8 @@ def prospect(
         return Prospect(possible=True)
     if constraints.no_change:
         return Prospect(possible=False, reason=_code(constraints.no_change))
-    on_enis = sum_room(enis)
+    # What is under release leaves a slot, or stays ours: an ADD can have either.
+    on_enis = sum_room(enis) + sum(eni.releasing for eni in enis if is_serving(eni))
     staying = sum(not eni.is_leaving for eni in enis)
     on_new = places_left(policy, staying) * policy.slots_per_eni
     brought = (0 if constraints.assign_blocked else on_enis) + (0 if constraints.create_blocked else on_new)

@@ -64,6 +64,7 @@ def test_what_is_suspected_or_under_release_is_blocked(node, how):
     else:
         node.intend(kind="unassign", eni=ZERO, cidrs=(cidr,))
     assert counts(views(node)[ZERO]) == (3, 0, 0, 1)
+    assert views(node)[ZERO].releasing == (how == "under release")
     assert cidr not in views(node)[ZERO].rested
 
 

@@ -528,6 +528,12 @@ def test_an_add_waits_for_what_exists_whatever_holds_growth_back(enis, held):
         pytest.param(
             [*FULL, eni(2, 0, is_usable=False, is_leaving=True)], policy(enis_max=3), {}, id="place soon"
         ),
+        pytest.param(
+            [eni(0, 14, 13, blocked=1, releasing=1, can_grow=False)],
+            policy(enis_max=1),
+            {},
+            id="what is being given back",
+        ),
     ],
 )
 def test_an_add_waits_for_what_can_be_planned(enis, rule, held):
