@@ -298,7 +298,11 @@ class LogFiles:
         with self.wal.open("rb") as file:
             header = file.read(_WAL_HEADER_BYTES)
             if not any(header):
-                return False  # Its very first write was torn: nothing was committed in it.
+                # It is synced before the first frame. Without one its very first write was torn.
+                while chunk := file.read(1 << 20):
+                    if chunk.strip(b"\0"):
+                        raise LogDamageError("the header of the -wal is gone: what it holds cannot be read")
+                return False
             if not _is_wal_header(header):
                 raise LogDamageError("the header of the -wal is damaged: what it holds cannot be read")
             (page,) = struct.unpack_from(">I", header, 8)
