@@ -133,7 +133,7 @@ def test_a_snapshot_without_rests_is_found(monkeypatch):
         return tuple(record for record in whole(state) if record.seq not in ends)
 
     monkeypatch.setattr("vpccni.lab.sim.invariants.snapshot_of", without_rests)
-    assert "snapshot" in _first_broken()
+    assert "fold" in _first_broken()
 
 
 def test_an_acknowledgement_before_the_commit_is_found(monkeypatch):

@@ -14,7 +14,7 @@ from typing import Any, Final
 from vpccni.errors import OutcomeUnknownError, PermanentError, Reason, TransientError, VpccniError
 
 # EC2 API reference, "Error codes", and the codes that the SDKs agree to treat as throttling.
-_THROTTLED: Final = frozenset(
+THROTTLING_CODES: Final = frozenset(
     {
         "RequestLimitExceeded",
         "Throttling",
@@ -29,7 +29,7 @@ _THROTTLED: Final = frozenset(
         "429",
     }
 )
-_REASON_OF_CODE: Final[dict[str, Reason]] = {
+REASON_OF_CODE: Final[dict[str, Reason]] = {
     "InsufficientFreeAddressesInSubnet": Reason.SUBNET_EXHAUSTED,
     "InsufficientCidrBlocks": Reason.SUBNET_EXHAUSTED,
     "PrivateIpAddressLimitExceeded": Reason.INSTANCE_FULL,
@@ -130,7 +130,7 @@ def _refused(error: Any, *, action: str, mutates: bool) -> VpccniError:
     message = str(error.response.get("Error", {}).get("Message") or "")
     detail = detail_of(action, f"{code}: {message}")
     retry_after_s = _seconds(metadata.get("HTTPHeaders", {}).get("retry-after"))
-    if code in _THROTTLED:
+    if code in THROTTLING_CODES:
         return TransientError(Reason.EC2_THROTTLED, detail, retry_after_s)
     if status >= 500 or status == 408:
         if mutates:
@@ -141,7 +141,7 @@ def _refused(error: Any, *, action: str, mutates: bool) -> VpccniError:
         code == "InvalidNetworkInterface.InUse" or "currently in use" in message
     ):
         return TransientError(Reason.EC2_REFUSED, detail, IN_USE_RETRY_S)
-    return PermanentError(_REASON_OF_CODE.get(code, Reason.EC2_REFUSED), detail, code or f"HTTP{status}")
+    return PermanentError(REASON_OF_CODE.get(code, Reason.EC2_REFUSED), detail, code or f"HTTP{status}")
 
 
 def _never_left(error: BaseException, action: str) -> VpccniError:
@@ -159,7 +159,7 @@ def _without_credentials(error: BaseException, action: str) -> VpccniError:
     """No credentials could be had. A clear no from STS is permanent, everything else may pass."""
     code = ec2_code(error)
     detail = detail_of(action, f"no credentials: {error}")
-    if code and _REASON_OF_CODE.get(code) is Reason.EC2_UNAUTHORIZED:
+    if code and REASON_OF_CODE.get(code) is Reason.EC2_UNAUTHORIZED:
         return PermanentError(Reason.EC2_UNAUTHORIZED, detail, code)
     return TransientError(Reason.EC2_UNAUTHORIZED, detail, CREDENTIALS_RETRY_S)
 

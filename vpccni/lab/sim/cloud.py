@@ -50,10 +50,12 @@ class Cloud:
 
     Attributes:
         region: The model.
+        is_short: Describe leaves out the last address of each ENI, and the last ENI of a machine.
     """
 
     def __init__(self, region: Region, loop: VirtualLoop, trace: Trace, watcher: Watcher) -> None:
         self.region = region
+        self.is_short = False
         self._loop = loop
         self._trace = trace
         self._watcher = watcher
@@ -91,6 +93,8 @@ class Cloud:
         call, name = request.call, request.sender.name
         before = self._watcher.before_call(name, call.action, call.params)
         answer = call.apply(self._loop.time())
+        if self.is_short and call.action == "DescribeNetworkInterfaces" and not isinstance(answer, Ec2Fault):
+            answer = _shortened(answer)
         outcome = answer.code if isinstance(answer, Ec2Fault) else "ok" if call.is_applied else "dropped"
         if call.ending != "reply":
             outcome += f" {call.ending}"
@@ -142,6 +146,17 @@ class Line:
     async def call(self, action: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """See :class:`vpccni.lab.sim.ec2.Calls`."""
         return await self._cloud.send(self._sender, action, dict(params), self._is_alive)
+
+
+def _shortened(answer: Mapping[str, Any]) -> dict[str, Any]:
+    enis = list(answer["NetworkInterfaces"])
+    if len(enis) > 1:
+        enis.pop()
+    short = [
+        {**eni, "PrivateIpAddresses": eni["PrivateIpAddresses"][: max(1, len(eni["PrivateIpAddresses"]) - 1)]}
+        for eni in enis
+    ]
+    return {**answer, "NetworkInterfaces": short}
 
 
 def _told(params: Mapping[str, Any]) -> str:

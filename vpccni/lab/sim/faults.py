@@ -12,6 +12,8 @@ from typing import Final
 
 import msgspec
 
+from vpccni.adapters.ec2.errors import REASON_OF_CODE, THROTTLING_CODES
+
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing that goes wrong.
@@ -49,17 +51,23 @@ CHANGES: Final = (
     "ModifyNetworkInterfaceAttribute",
 )
 READS: Final = ("DescribeNetworkInterfaces", "DescribeInstanceTypes", "DescribeSubnets")
-ERRORS: Final = (
-    "InternalError",
-    "InternalError",
-    "Unavailable",
-    "UnauthorizedOperation",
-    "InsufficientFreeAddressesInSubnet",
-    "PrivateIpAddressLimitExceeded",
-    "AttachmentLimitExceeded",
-    "InvalidParameterValue",
-    "NetworkInterfaceLimitExceeded",
+ERRORS: Final[tuple[tuple[str, ...], ...]] = (
+    ("InternalError", "Unavailable"),
+    *(
+        tuple(sorted(code for code, reason in REASON_OF_CODE.items() if reason is meant))
+        for meant in sorted(set(REASON_OF_CODE.values()))
+    ),
+    tuple(sorted(THROTTLING_CODES)),
+    (
+        "InvalidParameterValue",
+        "NetworkInterfaceLimitExceeded",
+        "InvalidNetworkInterface.InUse",
+        "IncorrectState",
+    ),
+    # EC2 may not know yet what it has just made.
+    ("InvalidNetworkInterfaceID.NotFound", "InvalidAttachmentID.NotFound"),
 )
+"""Codes by what they mean: every one that the agent tells from others, and some that it does not."""
 WIRING_STEPS: Final = (
     "create_veth",
     "host_link",
@@ -94,7 +102,7 @@ def _ec2_call(rng: random.Random, at: float, node: int) -> Fault:
         kind="ec2_call",
         action=action,
         how=how,
-        code=rng.choice(ERRORS) if how == "error" else "",
+        code=rng.choice(rng.choice(ERRORS)) if how == "error" else "",
         seconds=round(rng.uniform(1.0, 12.0), 2) if how == "latency" else 0.0,
         count=rng.randint(1, 3),
         flag=("applied",) if how == "hang" and rng.random() < 0.5 else (),
@@ -118,9 +126,15 @@ def _describe_lag(rng: random.Random, at: float, node: int) -> Fault:
     return Fault(at=at, kind="describe_lag", count=rng.randint(1, 8), seconds=round(rng.uniform(60, 400), 1))
 
 
+def _describe_short(rng: random.Random, at: float, node: int) -> Fault:
+    return Fault(at=at, kind="describe_short", seconds=round(rng.uniform(60, 1800), 1))
+
+
 def _imds(rng: random.Random, at: float, node: int) -> Fault:
-    how = rng.choice(("lag", "missing_eni", "hang", "status", "latency"))
-    return Fault(at=at, kind="imds", node=node, how=how, seconds=round(rng.uniform(5, 200), 1))
+    how = rng.choice(
+        ("lag", "missing_eni", "missing_address", "resurrected_address", "hang", "status", "latency")
+    )
+    return Fault(at=at, kind="imds", node=node, how=how, seconds=round(rng.uniform(5, 300), 1))
 
 
 def _log(rng: random.Random, at: float, node: int) -> Fault:
@@ -179,7 +193,9 @@ def _clock(rng: random.Random, at: float, node: int) -> Fault:
 
 
 def _witness(rng: random.Random, at: float, node: int) -> Fault:
-    how = rng.choice(("api_down", "cache_unreadable", "spool_broken", "spool_stuck", "blind", "blind"))
+    how = rng.choice(
+        ("api_down", "api_stale", "cache_unreadable", "spool_broken", "spool_stuck", "blind", "blind")
+    )
     return Fault(at=at, kind="witness", node=node, how=how, seconds=round(rng.uniform(20, 900), 1))
 
 
@@ -203,6 +219,7 @@ DRAWS: Final[tuple[tuple[int, Draw], ...]] = (
     (4, _ec2_slow),
     (2, _ec2_budget),
     (12, _describe_lag),
+    (3, _describe_short),
     (6, _imds),
     (7, _log),
     (3, _disk_full),

@@ -9,6 +9,8 @@ from vpccni.adapters.log_format import LogFault
 from vpccni.adapters.log_memory import RESERVE_BYTES
 from vpccni.lab.ec2 import FOR_EVER, Ec2Fault, ImdsFault, Region
 from vpccni.lab.ec2 import Fault as CallFault
+from vpccni.lab.ec2.entities import Eni
+from vpccni.lab.ec2.imds_history import KEPT_S
 from vpccni.lab.ec2.throttle import Rate
 from vpccni.lab.sim.faults import CHANGES, Fault
 from vpccni.lab.sim.loop import VirtualLoop
@@ -54,6 +56,7 @@ class Injector:
             "ec2_slow": self._ec2_slow,
             "ec2_budget": self._ec2_budget,
             "describe_lag": self._describe_lag,
+            "describe_short": self._describe_short,
             "imds": self._imds,
             "log": self._log,
             "disk_full": self._disk_full,
@@ -88,7 +91,7 @@ class Injector:
 
     def strike(self, fault: Fault) -> None:
         """Let one happen now."""
-        if self._is_over or fault.node >= len(self._nodes):
+        if self._is_over or fault.node >= len(self._nodes) or self._nodes[max(fault.node, 0)].is_dormant:
             return
         self.struck += 1
         self._trace(f"fault {fault}")
@@ -103,6 +106,7 @@ class Injector:
         region.throttle.disable()
         region.latency_s = dict(self._latency_s)
         region.world.describe_lag_s = 0.0
+        self._describe_whole()
         region.imds.clear()
         region.imds.lag_s = 0.0
         for node in self._nodes:
@@ -115,7 +119,7 @@ class Injector:
             node.kernel.latency_s = KERNEL_LATENCY_S
             node.kernel.stop_failing()
             node.kernel.is_blind = False
-            node.kube.is_down = False
+            node.kube.is_down, node.kube.stale = False, None
             node.cache.is_readable = True
             node.spool.is_broken = node.spool.is_stuck = False
             node.plug_all()
@@ -168,21 +172,43 @@ class Injector:
     def _describe_now(self) -> None:
         self._region.world.describe_lag_s = 0.0
 
+    def _describe_short(self, fault: Fault, node: SimNode) -> None:
+        node.cloud.is_short = True
+        self._later(fault.seconds, self._describe_whole)
+
+    def _describe_whole(self) -> None:
+        self._nodes[0].cloud.is_short = False
+
     def _imds(self, fault: Fault, node: SimNode) -> None:
         imds = self._region.imds
+        eni = list(node.instance.enis.values())[-1]
         if fault.how == "lag":
-            imds.lag_s = min(fault.seconds, 60.0)
+            imds.lag_s = fault.seconds
         else:
-            hidden = list(node.instance.enis)[-1]
             imds.inject(
                 ImdsFault(
                     kind=fault.how,  # type: ignore[arg-type]
                     instance_id=node.instance.id,
-                    eni_id=hidden,
+                    eni_id=eni.id,
+                    address=self._wrong_address(fault, node, eni),
                     seconds=1.0,
                 )
             )
         self._later(fault.seconds, self._imds_well)
+
+    def _wrong_address(self, fault: Fault, node: SimNode, eni: Eni) -> str:
+        """The one to hide, or one that EC2 took away minutes ago."""
+        if fault.how == "missing_address":
+            return eni.addresses[-1]
+        then = self._region.world.history.as_of(node.instance.id, self._loop.time() - KEPT_S)
+        gone = [
+            one
+            for view in then
+            if view.eni_id == eni.id
+            for one in view.addresses
+            if one not in eni.addresses
+        ]
+        return gone[-1] if gone else ""
 
     def _imds_well(self) -> None:
         self._region.imds.clear()
@@ -247,6 +273,8 @@ class Injector:
         match fault.how:
             case "api_down":
                 node.kube.is_down = True
+            case "api_stale":
+                node.kube.stale = frozenset(node.kube.uids)
             case "cache_unreadable":
                 node.cache.is_readable = False
             case "blind":
@@ -258,7 +286,7 @@ class Injector:
         self._later(fault.seconds, self._witness_well, node)
 
     def _witness_well(self, node: SimNode) -> None:
-        node.kube.is_down = False
+        node.kube.is_down, node.kube.stale = False, None
         node.kernel.is_blind = False
         node.cache.is_readable = True
         node.spool.is_broken = node.spool.is_stuck = False

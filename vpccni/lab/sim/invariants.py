@@ -90,6 +90,7 @@ class _NodeBook(msgspec.Struct):
 
     node: SimNode
     leases: dict[LeaseId, _OpenLease] = {}
+    imaged: frozenset[LeaseId] = frozenset()
     by_address: dict[Address, LeaseId] = {}
     acked: dict[SandboxKey, Sandbox] = {}
     intents: dict[IntentId, EffectIntended] = {}
@@ -120,6 +121,7 @@ class Checker:
         """A node's disk holds another one's log: those leases are the other's, and may end here."""
         book, other = self._books[node.name], self._books[of.name]
         book.leases = dict(other.leases)
+        book.imaged = frozenset(other.leases)
 
     # -- the runtime's side -----------------------------------------------------------------------
 
@@ -284,6 +286,8 @@ class Checker:
         held = book.leases.pop(event.lease, None)
         if held is None:
             raise BrokenPromiseError(f"{book.node.name} ended lease {event.lease}, which was not open")
+        if event.lease in book.imaged:
+            return  # The other one's address, which never was in use here.
         book.by_address.pop(held.address, None)
         if "never_wired" not in event.witnesses:
             self._ended[held.address] = (book.node.loop.time(), stamp, book)
@@ -403,6 +407,7 @@ class Checker:
         for sandbox in book.acked.values():
             if sandbox.address not in told:
                 raise BrokenPromiseError(f"/v1/pods has forgotten {sandbox.told} with {sandbox.address}")
+            check_wired(node, sandbox)
 
     @_reporting
     def after_boot(self, node: SimNode) -> None:

@@ -12,6 +12,7 @@ class FakeKubernetesNode:
         max_pods_value: What the node says; ``None`` when it does not.
         uids: The pods that are bound to the node.
         is_down: Whether every question fails.
+        stale: What an API server that is behind answers instead of ``uids``; ``None`` when it is not.
         questions: How many were asked.
     """
 
@@ -19,6 +20,7 @@ class FakeKubernetesNode:
         self.max_pods_value = max_pods
         self.uids = set(uids)
         self.is_down = False
+        self.stale: frozenset[str] | None = None
         self.questions = 0
 
     async def max_pods(self) -> int | None:
@@ -29,7 +31,7 @@ class FakeKubernetesNode:
     async def pod_uids(self) -> frozenset[str]:
         """See ``KubernetesNode.pod_uids``."""
         self._answer()
-        return frozenset(self.uids)
+        return frozenset(self.uids) if self.stale is None else self.stale
 
     async def close(self) -> None:
         """Nothing to release."""

@@ -121,6 +121,7 @@ class SimNode:
         kernel, spool, store, kube, cache, clock: What outlives it.
         lost_links: NICs that vanished although they are attached, by MAC, and when.
         starts: How many agents were started.
+        is_dormant: The machine has not been started yet.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class SimNode:
         self.life: Life | None = None
         self.agent: Agent | None = None
         self.starts = 0
+        self.is_dormant = False
         self.link_faults: list[Fault] = []
         self.crash_wanted: Fault | None = None
         self.lost_links: dict[str, float] = {}
@@ -179,6 +181,12 @@ class SimNode:
 
     def _on_write(self) -> None:
         self.pass_point("commit")
+
+    def bake(self, of: SimNode) -> None:
+        """The disk becomes a copy of another machine's, as one that was started from an image of that has."""
+        self.trace(f"{self.name} disk of {of.name}")
+        self.store.events[:] = of.store.events
+        self.store.snapshots[:] = of.store.snapshots
 
     def plugged(self, event: LinkPlugged) -> None:
         """EC2 gives the machine a NIC; the kernel sees it a little later."""
@@ -233,6 +241,7 @@ class SimNode:
     def start(self) -> None:
         """Start an agent."""
         self._restart = None
+        self.is_dormant = False
         self.starts += 1
         life = Life(f"{self.name}#{self.starts}")
         self.life = life

@@ -28,6 +28,8 @@ FAULT_EVERY_S: Final = (15.0, 5.0, 10.0, 30.0)
 SETTLED_S: Final = 600.0
 """After so long every open intent has been settled."""
 BEGIN_S: Final = 20.0
+BAKED_AT_S: Final = 240.0
+"""When a machine is started whose disk is an image of another one's."""
 AUDIT_EVERY: Final = 250
 """Operations between two audits of all nodes."""
 
@@ -90,7 +92,10 @@ class World:
         self.cloud = Cloud(self.region, loop, self.trace, self.checker)
         self.nodes = [self._new_node(number) for number in range(nodes)]
         self.region.subscribe(self._on_link)
-        self.kubelets = [Kubelet(node, self.checker, str(seed), self._count) for node in self.nodes]
+        self.kubelets = [
+            Kubelet(node, self.checker, str(seed), self._count, gc_forgets=is_gc_forgetful(seed))
+            for node in self.nodes
+        ]
         self.injector = Injector(
             region=self.region, nodes=self.nodes, loop=loop, trace=self.trace, on_reboot=self._on_reboot
         )
@@ -184,12 +189,10 @@ class World:
 
     async def run(self) -> Outcome:
         """Everything, from the first start to the last look."""
-        for node in self.nodes:
-            node.start()
+        self.nodes[-1].is_dormant = self.seed % 3 == 1 and len(self.nodes) > 1
         self.injector.arm(self._faults)
         running = [
-            self.loop.create_task(kubelet.run(KINDS_OF_NODE[number % len(KINDS_OF_NODE)][1]), name="kubelet")
-            for number, kubelet in enumerate(self.kubelets)
+            self.loop.create_task(self._live(number), name="kubelet") for number in range(len(self.nodes))
         ]
         for task in running:
             task.add_done_callback(self._on_kubelet_done)
@@ -214,6 +217,15 @@ class World:
             ec2_calls=len(self.region.journal),
         )
 
+    async def _live(self, number: int) -> None:
+        node = self.nodes[number]
+        if node.is_dormant:
+            await asyncio.sleep(BAKED_AT_S)
+            node.bake(self.nodes[0])
+            self.checker.image(node, self.nodes[0])
+        node.start()
+        await self.kubelets[number].run(KINDS_OF_NODE[number % len(KINDS_OF_NODE)][1])
+
     def _on_kubelet_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             self.report(f"the workload itself failed: {task.exception()!r}")
@@ -227,7 +239,8 @@ class World:
         for task in running:
             await self._unless_broken(_wait(task))
         await self._unless_broken(asyncio.sleep(SETTLED_S))
-        self.checker.no_orphans()
+        if not is_ec2_denying(self.seed):
+            self.checker.no_orphans()
         await self._unless_broken(asyncio.sleep(REST_S - SETTLED_S))
         if not self.broken:
             self.checker.finish()
@@ -263,11 +276,26 @@ def plan_of(seed: int, *, operations: int, nodes: int) -> tuple[Fault, ...]:
         end_s=BEGIN_S + 60.0 + operations * 60.0 / nodes,
         every_s=FAULT_EVERY_S[seed % len(FAULT_EVERY_S)],
     )
-    return tuple(fault for fault in faults if fault.how != "blind" or not is_gc_forgetful(seed))
+    truthful = "blind" if is_gc_forgetful(seed) else "api_stale"
+    return tuple(
+        fault for fault in faults if fault.how != truthful and (is_ec2_denying(seed) or not _is_denial(fault))
+    )
+
+
+def _is_denial(fault: Fault) -> bool:
+    return fault.kind == "describe_short" or fault.code.endswith("NotFound")
+
+
+def is_ec2_denying(seed: int) -> bool:
+    """Whether EC2 leaves out, for minutes, what there is, or calls it unknown.
+
+    An ENI that it denies is made anew, and the first one found by the hourly look alone.
+    """
+    return seed % 11 < 4
 
 
 def is_gc_forgetful(seed: int) -> bool:
-    """Whether the runtime's GC lies, or else the kernel: two witnesses that lie at once are believed."""
+    """Whether the runtime's GC and the API server lie, or else the kernel: two witnesses at once are believed."""
     return seed % 2 == 1
 
 
