@@ -67,8 +67,9 @@ def _tables_from(kernel: FakeKernel, address: str) -> list[int]:
 
 def _table_of(node: SimNode, sandbox: Sandbox) -> int:
     """The routing table of the ENI that owns the address, by EC2's word."""
+    holder = node.instance.subnet.addresses.holder_of(sandbox.address)
     for eni in node.instance.enis.values():
-        if sandbox.address in eni.secondaries and eni.attachment is not None:
+        if eni.id == holder and eni.attachment is not None:
             device = eni.attachment.device_index
             return MAIN_TABLE if device == 0 else device + 1
     raise BrokenPromiseError(f"no ENI of {node.name} has {sandbox.address}")
