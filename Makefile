@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # From quick to slow, so that what is wrong shows early.
 SUITES := $(wildcard tests/unit tests/property tests/contract tests/sim tests/integration tests/e2e)
 
-.PHONY: help demo test crash sim check bench plugin docs lock clean
+.PHONY: help demo test crash sim check mutants bench plugin docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -34,6 +34,10 @@ crash: ## 1,000 SIGKILLs under load over five seeds, with a table of what was lo
 check: ## Lint, types, import contracts, unit and property tests; within a minute
 	@scripts/setup.sh check
 	@scripts/check.sh
+
+mutants: ## Plant some fifty bugs, one after the other, and see the simulator find each; writes docs/planted-bugs.md
+	@scripts/setup.sh mutants
+	@$(BIN)/python -m tests.sim.mutants --write docs/planted-bugs.md
 
 bench: ## Benchmarks against the reference plugins; writes build/bench/report.json
 	@scripts/setup.sh bench

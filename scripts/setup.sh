@@ -1,6 +1,6 @@
 #!/bin/sh
 # Brings a checkout to where `make $1` can run, on a machine that has only Python 3.11 and make:
-#   scripts/setup.sh check|plugin|demo|test|bench
+#   scripts/setup.sh check|mutants|plugin|demo|test|bench
 # Debian packages are installed where they are missing and we are root; otherwise the exact command is printed
 # and the exit status is 2. Stamps in .venv make a second run cost next to nothing.
 set -eu
@@ -30,6 +30,7 @@ look_for_commands() {
         need "python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
     fi
     [ "$purpose" = check ] && return
+    [ "$purpose" = mutants ] && { has patch || need patch; return 0; }
     has gcc || need gcc
     [ -e /usr/include/stdio.h ] || need libc6-dev
     has musl-gcc || need musl-tools
@@ -41,6 +42,7 @@ look_for_commands() {
     [ "$purpose" = demo ] && return
     [ -x /usr/lib/cni/ptp ] || [ -x /opt/cni/bin/ptp ] || need containernetworking-plugins
     [ "$purpose" = bench ] && return
+    has patch || need patch
     has containerd || need containerd
     has runc || need runc
     has conntrack || need conntrack
@@ -114,4 +116,4 @@ fi
 look_for_commands
 [ -z "$missing" ] || install_packages
 $environment_is_current || make_environment
-[ "$purpose" = check ] || ${MAKE:-make} --no-print-directory --silent -C plugin
+[ "$purpose" = check ] || [ "$purpose" = mutants ] || ${MAKE:-make} --no-print-directory --silent -C plugin
