@@ -174,7 +174,20 @@ class Writer:
     # -- the loop ---------------------------------------------------------------------------------
 
     async def run(self) -> NoReturn:
-        """Decide and commit until cancelled. A batch that was begun is finished first."""
+        """Decide and commit until cancelled. A batch that was begun is finished first.
+
+        Raises:
+            PermanentError: The log cannot be opened again after a failure. Everybody was told.
+        """
+        try:
+            await self._run()
+        except VpccniError as error:
+            self._closed = error
+            for asked in (*self._queue, *self._parked):
+                _refuse(asked, error)
+            raise
+
+    async def _run(self) -> NoReturn:
         while True:
             await self._wait_for_work()
             self._ride_along_at = None
@@ -384,7 +397,12 @@ class Writer:
         """The batch may or may not be in the log: what is in it after reopening is what happened."""
         _log.error("log_write_failed", detail=error.detail)
         told = self.state.head
-        start = await self._log.reopen()
+        try:
+            start = await self._log.reopen()
+        except VpccniError:
+            for asked, _ in answered:
+                _refuse(asked, OutcomeUnknownError(error.reason, error.detail))
+            raise
         self._adopt(start)
         found = [record for record in start.tail if record.seq > told]
         for subscriber in tuple(self._subscribers) if found else ():
