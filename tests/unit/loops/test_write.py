@@ -12,7 +12,7 @@ import pytest
 from tests.unit.projections.node import MORNING, SECOND, Node, eni_facts, key_of, pod_of
 from vpccni.adapters.log_format import LogFault
 from vpccni.adapters.log_memory import MemoryLog, MemoryStore
-from vpccni.errors import OutcomeUnknownError, Reason, TransientError, VpccniError
+from vpccni.errors import OutcomeUnknownError, PermanentError, Reason, TransientError, VpccniError
 from vpccni.events.codec import Record, open_stored
 from vpccni.events.effect import EffectIntended
 from vpccni.events.eni import EniGone
@@ -474,6 +474,31 @@ async def test_a_log_that_fails_twice_is_not_asked_a_third_time():
         assert isinstance(answer, OutcomeUnknownError)
         assert not bench.writer.state.leases
         bench.check()
+
+
+async def test_a_log_that_does_not_open_again_leaves_nobody_without_an_answer(monkeypatch):
+    """1. A batch fails. 2. So does the reopening: the writer ends. 3. Who asked, waits or asks later is told."""
+    bench = Bench(addresses=1, enis_max=2)
+    await bench.begin()
+    await asyncio.sleep(0)
+    writing = asyncio.get_running_loop().create_task(bench.writer.run())
+    await bench.writer.submit(add("a"))
+    parked = bench.ask(add("b"), wait_s=60)
+    await turns()
+
+    async def refuse():
+        raise PermanentError(Reason.LOG_WRITE_FAILED, "the disk is gone")
+
+    monkeypatch.setattr(bench.writer._log, "reopen", refuse)
+    bench.store.faults.plan(LogFault.LOST)
+    answers = await together(bench.writer.submit(end("a")), bench.writer.submit(subnet(7)))
+    assert [type(answer) for answer in answers] == [OutcomeUnknownError, OutcomeUnknownError]
+    with pytest.raises(PermanentError):
+        await writing
+    for late in (parked, bench.ask(add("c"))):
+        with pytest.raises(PermanentError) as told:
+            await late
+        assert told.value.reason is Reason.LOG_WRITE_FAILED
 
 
 async def test_those_who_wait_go_on_waiting_after_an_unknown_outcome():
