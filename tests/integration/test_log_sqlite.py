@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import random
 import shutil
 import signal
 import sqlite3
@@ -52,6 +54,27 @@ async def test_the_file_is_as_durable_as_promised(path, log):
         "application_id": 0x76706363,
         "user_version": 1,
     }
+
+
+@pytest.mark.slow
+async def test_a_reader_who_goes_away_in_the_middle_leaves_the_log_usable(log):
+    """1. Somebody reads the log. 2. He hangs up. 3. SQLAlchemy must not close the batches' connection."""
+    await log.append(records(1, 400))
+    await log.read(Seq(0), 1)
+    chance = random.Random(1)
+    cancelled = 0
+    for number in range(200):
+        work = log.checkpoint() if number % 5 == 0 else log.read(Seq(0), 400)
+        task = asyncio.get_running_loop().create_task(work)
+        await asyncio.sleep(chance.uniform(0, 0.004))
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            cancelled += 1
+    assert cancelled > 10
+    await log.append(records(401, 402))
+    assert await log.read(Seq(0), 1000) == records(1, 402)
 
 
 async def test_a_closed_log_is_one_file_with_its_marker_and_its_reserve(path, log):

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiosqlite
 
+from vpccni.adapters.finish import finish
 from vpccni.adapters.log_files import LogFiles, is_no_space, reading
 from vpccni.adapters.log_format import (
     EVENT_COLUMNS,
@@ -464,11 +465,16 @@ class SqliteLog:
         return self._files.restore_reserve()
 
     async def _sql(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Run one statement that is no batch.
+        """Run one statement that is no batch, to its end, also when the caller is cancelled.
+
+        SQLAlchemy closes a connection on which it was cancelled, and this one is the batches', too.
 
         Raises:
             sqlite3.Error: What SQLite said.
         """
+        return await finish(self._statement(query, parameters), "statement")
+
+    async def _statement(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         connection = await self._alchemy()
         from sqlalchemy.exc import DBAPIError
 

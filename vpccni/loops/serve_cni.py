@@ -26,7 +26,7 @@ from vpccni.datapath.difference import unwire, wire
 from vpccni.datapath.objects import DatapathSettings, Difference, SandboxSeen
 from vpccni.errors import Reason, Refused, TransientError, VpccniError
 from vpccni.events.sandbox import SandboxWired
-from vpccni.loops.finish import finish
+from vpccni.adapters.finish import finish
 from vpccni.loops.wiring import attached_enis, lease_wiring, rest_wiring
 from vpccni.loops.write import Writer
 from vpccni.model import LeaseId, SandboxKey, Stamp

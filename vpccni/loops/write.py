@@ -35,7 +35,7 @@ from vpccni.errors import (
     VpccniError,
 )
 from vpccni.events.codec import Record
-from vpccni.loops.finish import finish
+from vpccni.adapters.finish import finish
 from vpccni.model import Seq, Stamp
 from vpccni.planner import commands as c
 from vpccni.planner.decide import PREVIOUS, decide

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from vpccni.lab.sim.loop import run_virtual
-from vpccni.loops.finish import finish
+from vpccni.adapters.finish import finish
 
 
 def test_the_outcome_is_handed_on():
