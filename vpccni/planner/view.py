@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from vpccni.model import Address, Cidr, EniId, Stamp, cidr_size, cidr_span, is_inside
@@ -60,8 +61,11 @@ def is_cidr_rested(state: State, cidr: Cidr, now: Stamp, cooldown_s: float) -> b
     return True
 
 
-def _used_in(state: State, cidr: Cidr) -> list[Address]:
+def _used_in(state: State, cidr: Cidr) -> Sequence[Address]:
     """The addresses of a CIDR that have or had a lease. An IPv6 prefix holds too many to look at each."""
+    if cidr.endswith("/32"):  # Nearly all are, and every plan asks for each.
+        address = Address(cidr[:-3])
+        return (address,) if address in state.by_address or address in state.rests else ()
     if cidr_size(cidr) <= _LOOKED_AT_MAX:
         return [one for one in addresses_in(cidr) if one in state.by_address or one in state.rests]
     return [one for one in (*state.by_address, *state.rests) if is_inside(one, cidr)]
