@@ -18,6 +18,7 @@ import msgspec
 from vpccni.adapters.log_format import opened, unpack_snapshot
 from vpccni.api.views import pods_view
 from vpccni.errors import InvariantBrokenError
+from vpccni.events.codec import Record
 from vpccni.events.effect import EffectAbandoned, EffectConfirmed, EffectFailed, EffectIntended
 from vpccni.events.envelope import Stored
 from vpccni.events.node import InvariantBroken
@@ -96,7 +97,8 @@ class _NodeBook(msgspec.Struct):
     intents: dict[IntentId, EffectIntended] = {}
     calls: deque[float] = msgspec.field(default_factory=deque)
     audit: State = msgspec.field(default_factory=State)
-    audited: int = 0
+    records: list[Record] = []
+    folds: dict[int, State] = {}
     plans: list[float] = []
     boots: int = 1
 
@@ -385,17 +387,22 @@ class Checker:
         self.checks += 1
         book = self._books[node.name]
         events = node.store.events
-        while book.audited < len(events):
-            book.audit.evolve(opened(events[book.audited]))
-            book.audited += 1
+        news = [opened(one) for one in events[len(book.records) :]]
+        book.records += news
+        book.audit.evolve_all(news)
         folded = picture(book.audit)
         short = restore(snapshot_of(book.audit))
         short.head = book.audit.head
         _compare(node, "fold of a snapshot taken now", picture(short), folded)
+        before, book.folds = book.folds, {}
         for snapshot in node.store.snapshots:
-            tail = tuple(opened(one) for one in events[snapshot.seq :])
-            records = _unpacked(node, snapshot)
-            state = fold_start(LogStart(snapshot=records, tail=tail, head=book.audit.head))
+            state = before.get(snapshot.seq)
+            if state is None:
+                tail, records = tuple(book.records[snapshot.seq :]), _unpacked(node, snapshot)
+                state = fold_start(LogStart(snapshot=records, tail=tail, head=book.audit.head))
+            else:
+                state.evolve_all(news)
+            book.folds[snapshot.seq] = state
             _compare(node, f"fold from the snapshot of event {snapshot.seq}", picture(state), folded)
         agent = node.agent
         if agent is None:

@@ -90,12 +90,11 @@ class _Timer(asyncio.TimerHandle):
         super().__init__(*args)
         self.number = number
 
-    def __lt__(self, other: object) -> bool:
-        if not isinstance(other, _Timer):
-            return NotImplemented
+    def __lt__(self, other: Any) -> bool:
+        # Called several times for each timer, and nothing else is ever on the heap.
         if self._when == other._when:
-            return self.number < other.number
-        return self._when < other._when
+            return bool(self.number < other.number)
+        return bool(self._when < other._when)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
