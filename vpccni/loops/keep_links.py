@@ -165,8 +165,9 @@ class KeepLinks:
     async def _set_up_missing(self) -> None:
         state = self._writer.state
         for eni_id in self._without_link(state):
-            held = state.enis[eni_id]
-            if held.facts.primary and held.facts.subnet_cidr:
+            held = state.enis.get(eni_id)
+            # It may have left the books while the one before it was set up.
+            if held is not None and held.facts.primary and held.facts.subnet_cidr:
                 applied = await self._kernel.apply(setup_eni(eni_wiring(held), self._settings))
                 await self._note_enis(applied, Difference())
 
