@@ -17,6 +17,7 @@ import msgspec
 
 from vpccni.adapters.log_format import opened, unpack_snapshot
 from vpccni.api.views import pods_view
+from vpccni.datapath.numbers import POD_TABLE
 from vpccni.errors import InvariantBrokenError
 from vpccni.events.codec import Record
 from vpccni.events.effect import EffectAbandoned, EffectConfirmed, EffectFailed, EffectIntended
@@ -30,7 +31,7 @@ from vpccni.lab.sim.node import SimNode
 from vpccni.lab.sim.promises import BrokenPromiseError
 from vpccni.lab.sim.sandbox import Sandbox
 from vpccni.loops.write import fold_start
-from vpccni.model import Address, EniId, IntentId, LeaseId, SandboxKey, Stamp
+from vpccni.model import Address, EniId, IntentId, LeaseId, SandboxKey, Stamp, host_cidr
 from vpccni.planner.reconcile import INSTANCE_TAG, NO_MANAGE_TAG
 from vpccni.ports import LogStart
 from vpccni.projections.snapshot import picture, restore, snapshot_of
@@ -260,6 +261,13 @@ class Checker:
                         f"has lease {held.lease} on it for {held.key}"
                     )
             self._check_rest(book, address, stamp, event)
+            if any(
+                (route.table, route.dst) == (POD_TABLE, host_cidr(address))
+                for route in book.node.kernel.state.routes
+            ):
+                raise BrokenPromiseError(
+                    f"{book.node.name} assigned {address} to {event.key} and still routes it to its last pod"
+                )
             book.leases[lease] = _OpenLease(address, event.key, lease, stamp.boot_id, stamp.boottime_ns)
             book.by_address[address] = lease
 
