@@ -59,6 +59,7 @@ SETTINGS: Final = {
 LATENCY_S: Final = {"*": 0.02}
 TIMING: Final = Timing(attach_settle_s=0.1, detach_settle_s=0.1, link_delay_s=0.05)
 WRONG_MAX: Final = 5
+DAY_S: Final = 86_400
 DAWDLERS: Final = 24
 FOLLOWERS: Final = 3
 """So many of the dawdlers follow the events and never read them."""
@@ -187,14 +188,15 @@ class Fuzz:
         """Sandboxes that may have a lease: an ADD succeeded, or its sender did not wait."""
         self._is_over = False
 
-    async def run(self, count: int) -> None:
-        """Send so many requests, and say in the tally what was wrong."""
+    async def run(self, count: int, seconds: float) -> None:
+        """Send so many requests, but for no longer than that, and say in the tally what was wrong."""
         tally, agent = self._tally, self._node.agent
         assert agent is not None
         began = time.monotonic()
         netns = [(await self._lab.fabric.add_namespace(f"fuzz-{each}")).path for each in range(WORKERS + 1)]
         await self._control_round(netns[WORKERS])
         files = len(os.listdir(f"/proc/{agent.pid}/fd"))
+        timer = asyncio.get_running_loop().call_later(seconds, self._end)
         async with asyncio.TaskGroup() as group:
             control = group.create_task(self._control(netns[WORKERS]), name="control")
             others = [group.create_task(self._dawdle(each), name=f"slow {each}") for each in range(DAWDLERS)]
@@ -203,13 +205,20 @@ class Fuzz:
                 for number in range(WORKERS):
                     share = count // WORKERS + (number < count % WORKERS)
                     workers.create_task(self._work(number, netns[number], share), name=f"worker {number}")
-            self._is_over = True
+            self._end()
+            timer.cancel()
             await control
             await watch
             for each in others:
                 each.cancel()
-        await self._aftermath(files)
+        try:
+            await self._aftermath(files)
+        except OSError as error:
+            self._blame(f"the agent is gone, or going: {error}; see the end of its log")
         tally.took_s = time.monotonic() - began
+
+    def _end(self) -> None:
+        self._is_over = True
 
     def _blame(self, what: str) -> None:
         self._tally.wrong.append(what)
@@ -466,20 +475,20 @@ def _resident_mib(pid: int) -> float:
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-async def fuzz(seed: int, requests: int, directory: Path = DIRECTORY) -> Tally:
-    """Run one seed in a lab of its own. Its files stay when something is wrong."""
+async def fuzz(seed: int, requests: int, seconds: float = DAY_S) -> Tally:
+    """Run one seed in a lab of its own, for so long at most. Its files stay when something is wrong."""
     tally = Tally(seed=seed, requests=requests)
     name = f"socket-{seed}"
     region = small_region(seed, latency_s=LATENCY_S, timing=TIMING)
-    async with Lab(name, directory=directory, region=region) as lab:
+    async with Lab(name, directory=DIRECTORY, region=region) as lab:
         node = await lab.add_node("a", "m5.4xlarge")
         await lab.start_agent(node, SETTINGS)
         await lab.wait_ready(node)
-        await Fuzz(lab, node, tally).run(requests)
+        await Fuzz(lab, node, tally).run(requests, seconds)
     if tally.wrong:
-        tally.wrong.append(f"its files: {directory / name}")
+        tally.wrong.append(f"its files: {DIRECTORY / name}")
     else:
-        shutil.rmtree(directory / name)
+        shutil.rmtree(DIRECTORY / name)
     return tally
 
 
@@ -488,9 +497,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.socket")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--seconds", type=int, default=DAY_S, help="for no longer than that (default: a day)")
     options = parser.parse_args()
     enter_world()
-    tally = asyncio.run(fuzz(options.seed, options.requests))
+    tally = asyncio.run(fuzz(options.seed, options.requests, options.seconds))
     print(tally)
     return 1 if tally.wrong else 0
 
