@@ -6,7 +6,7 @@ the pods of the scenario would have come to harm.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 
 def restored_allocations(checkpoint: Mapping[str, str], set_up: Mapping[str, Collection[str]]) -> set[str]:
@@ -31,19 +31,34 @@ def pods_that_survive_a_reading(holders: Mapping[str, str], listed_enis: Collect
     return {pod for pod, eni in holders.items() if eni in listed_enis}
 
 
-def is_assignable_after_restart(rested_s: float) -> bool:
-    """The cooldown lives in memory: after a restart every address without an allocation is free (W17)."""
-    return rested_s >= 0.0
+def given_back_as_unused(owned: Collection[str], allocated: Collection[str]) -> set[str]:
+    """Whatever no allocation is known for may go back to EC2 when the targets shrink; a cooldown counts not (W6)."""
+    return set(owned) - set(allocated)
 
 
-def wait_behind_detaches(durations_s: Iterable[float]) -> float:
-    """One loop does everything in turn: growth begins when the last detach has come to its end (W24)."""
-    return sum(durations_s)
+def enis_for_pods_at_start(listed: Collection[str]) -> set[str]:
+    """Every ENI that IMDS lists serves pods: no detach that was begun is remembered (W8)."""
+    return set(listed)
 
 
-def create_calls_after_a_crash(attempts: int) -> int:
-    """A create has no token: each attempt whose reply is lost makes another ENI."""
-    return attempts
+def assignable_after_restart(owned: Collection[str], allocated: Collection[str]) -> set[str]:
+    """The cooldown lives in memory, and the file of allocations on a tmpfs: what it does not name is free (W17)."""
+    return set(owned) - set(allocated)
+
+
+def is_left_behind_deleted(age_s: float) -> bool:
+    """An ENI that was made and not attached is no dead process's any more: the leak clean-up spares young ones."""
+    return age_s >= 300.0
+
+
+def is_kept_safe(set_by_process: int, attached_by_process: int) -> bool:
+    """DeleteOnTermination is a step of whoever attached: the next process finds the ENI and does not set it (W8)."""
+    return set_by_process == attached_by_process
+
+
+def throttled_detach_s(tries: int = 12) -> float:
+    """How long the one loop that does everything in turn sits in a detach that is throttled (W24)."""
+    return sum(min(0.2 * float(1 << number), 60.0) for number in range(tries - 1))
 
 
 def pool_of_an_image(checkpoint: Mapping[str, str]) -> set[str]:
