@@ -122,6 +122,7 @@ def _run_seeds(verdict: Verdict, where: Path, seeds: int) -> Verdict:
             cwd=where,
             # One hash seed: a bug that takes its chances with the order of a set is found by the same seed again.
             env={**os.environ, "PYTHONPATH": str(where), "PYTHONHASHSEED": "0"},
+            stdin=subprocess.PIPE,  # Its end is ours: see there.
             stdout=subprocess.PIPE,
             stderr=complaints,
             text=True,
@@ -141,8 +142,9 @@ def _run_seeds(verdict: Verdict, where: Path, seeds: int) -> Verdict:
         finally:
             child.kill()
             child.wait()
-            if child.stdout is not None:
-                child.stdout.close()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    pipe.close()
         if is_late.is_set():
             return dataclasses.replace(verdict, state="hangs", seed=seed + 1, said="a seed does not end")
         complaints.seek(0)

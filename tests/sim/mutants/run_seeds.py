@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 
 import vpccni
 from vpccni.lab.sim.world import simulate
 
 ANSWERS = sys.stdout
+
+
+def end_with_parent() -> None:
+    """Standard input ends when whoever started us does, however that ends."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 def tell(seed: int, operations: int, broken: str) -> None:
@@ -42,6 +50,7 @@ def play(module: str, function: str) -> None:
 if __name__ == "__main__":
     if not Path(vpccni.__file__).resolve().is_relative_to(Path.cwd()):
         raise SystemExit(f"the package comes from {vpccni.__file__}, not from below {Path.cwd()}")
+    threading.Thread(target=end_with_parent, daemon=True).start()
     sys.stdout = sys.stderr  # What the agent of a scenario logs is no answer.
     if sys.argv[1].isdigit():
         run_seeds(*map(int, sys.argv[1:]))
