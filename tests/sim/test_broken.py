@@ -1,0 +1,46 @@
+"""A promise that the agent finds broken itself: written down, nothing changes in EC2 any more, pods go on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.sim.stage import Stage, play
+from vpccni.adapters.log_format import opened
+from vpccni.errors import Reason, VpccniError
+from vpccni.events.eni import EniGone
+from vpccni.events.node import InvariantBroken
+from vpccni.planner import commands as c
+
+CHANGES = ("CreateNetworkInterface", "AttachNetworkInterface", "AssignPrivateIpAddresses")
+
+
+def test_a_broken_promise_stops_changes_of_ec2_and_no_pod():
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large", {"WARM_IP_TARGET": "6"})
+        pods = await stage.pods(node, 2)
+        await asyncio.sleep(30)
+        contradiction = EniGone(eni=stage.eni_of(pods[0]).id, source="a bug")
+        with pytest.raises(VpccniError) as caught:
+            await node.agent.writer.submit(c.Observe(contradiction))
+        assert caught.value.reason is Reason.INVARIANT_BROKEN
+        await asyncio.sleep(5)
+        made = [stage.calls(action) for action in CHANGES]
+
+        for _ in range(2):
+            assert node.agent.readiness.refusal() is None
+            assert node.agent.readiness.no_change() == "invariant_broken"
+            assert node.agent.status()["problems"]["broken"] == "fold"
+            pods += await stage.pods(node, 3)  # out of the six at hand; nothing comes after them
+            await stage.delete(node, pods.pop())
+            await stage.again(node, *pods)
+            await asyncio.sleep(60)
+            assert [stage.calls(action) for action in CHANGES] == made
+            node.stop(5.0)
+            await asyncio.sleep(20)
+            await stage.ready(node)
+        events = [opened(stored).event for stored in node.store.events]
+        assert sum(isinstance(event, InvariantBroken) for event in events) == 1
+
+    play(scenario)
