@@ -44,7 +44,7 @@ def decide(state: State, command: c.Command, now: Stamp, context: c.Context) -> 
         case c.EndLease():
             return _end_lease(state, command, context)
         case c.RefuseAdd():
-            return _refuse_add(state, command)
+            return _refuse_add(state, command, context)
         case c.NoteWired():
             return c.Decision(((command.wired, command.wired.lease),))
         case c.NoteUnwired():
@@ -190,7 +190,9 @@ def _end_lease(state: State, command: c.EndLease, context: c.Context) -> c.Answe
     return c.Decision((_ended(lease, command.cause, command.witnesses),), lease.id)
 
 
-def _refuse_add(state: State, command: c.RefuseAdd) -> c.Answer:
+def _refuse_add(state: State, command: c.RefuseAdd, context: c.Context) -> c.Answer:
+    if context.must_not_change:
+        return c.Decision()  # It was refused before it did anything.
     lease = state.lease_of(command.key)
     failed = sandbox.AddFailed(
         key=command.key,

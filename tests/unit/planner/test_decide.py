@@ -221,6 +221,11 @@ def test_the_failure_of_a_repeated_add_ends_nothing(node):
     assert lease in node.state.leases
 
 
+def test_a_refused_add_leaves_no_trace_in_a_log_that_is_newer(node):
+    refuse = c.RefuseAdd(key=key_of("a"), pod=pod_of("a"), reason=Reason.LOG_NEWER)
+    assert node.decide(refuse, must_not_change=("new",)) == c.Decision()
+
+
 def test_one_witness_quarantines_and_two_end(node):
     lease = node.add("a").lease
     gone = c.NoteWitness(lease=lease, witness="kernel", is_alive=False)
