@@ -1,16 +1,29 @@
-"""Logs of every release open, verify and decode, for ever."""
+"""Logs of every release open, verify and decode, for ever; those of a later one go on, or are refused loudly."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
+import signal
 
+import msgspec
 import pytest
 
-from tests.data.event_samples import EVENTS, records
+from tests.data.event_samples import EVENTS, record, records
 from tests.data.make_golden import SNAPSHOT_AT, golden_path
+from tests.data.make_lived import RUNNING, lived_path
+from tests.data.make_next import BEFORE, MUST, UNDERSTOOD, beginning, next_path
+from tests.integration.test_agent_process import add, place
 from vpccni.adapters.log_sqlite import SqliteLog
-from vpccni.events.codec import KIND_OF, KINDS
+from vpccni.errors import PermanentError, Reason
+from vpccni.events import codec
+from vpccni.events.codec import KIND_OF, KINDS, Shape, UnknownEvent
+from vpccni.events.node import MaxPodsObserved
+from vpccni.model import Seq
 from vpccni.replay.reader import open_log
+
+__all__ = ["place"]
 
 SCHEMAS = [1]
 HEADS = {1: "1b868f99b3a47c642b1100c0a4421258a9be026e57f45470af4cff9a09f42e4b"}
@@ -52,3 +65,164 @@ def test_reading_a_golden_log_leaves_no_trace_beside_it():
     with open_log(golden) as log:
         assert list(log.by_subject("address", "10.0.3.7"))
     assert sorted(one.name for one in golden.parent.iterdir()) == before
+
+
+# --- a later release, and back ----------------------------------------------------------------------
+
+
+class PodNoticed(msgspec.Struct, frozen=True, kw_only=True):
+    """A kind of the later release."""
+
+    pod: str
+    since_s: int
+
+
+class MaxPodsWithReserve(msgspec.Struct, frozen=True, kw_only=True):
+    """``MaxPodsObserved`` of the later release."""
+
+    max_pods: int
+    source: str
+    reserved: int = 0
+
+
+@contextlib.contextmanager
+def later_release():
+    """Today's code with the later release's vocabulary."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, type_ in (("pod_noticed", PodNoticed), ("max_pods_observed", MaxPodsWithReserve)):
+            patch.setitem(KINDS, kind, Shape(type_, 1, False))
+            patch.setitem(KIND_OF, type_, kind)
+            patch.setitem(codec._decoders, kind, msgspec.json.Decoder(type_))
+        yield
+
+
+@pytest.fixture
+def later(tmp_path):
+    """A copy of a log that a later release has written."""
+
+    def copy(name):
+        path = tmp_path / "events.db"
+        shutil.copyfile(next_path(name), path)
+        return path
+
+    return copy
+
+
+async def test_what_a_later_release_may_write_is_passed_over_and_kept_byte_for_byte(later):
+    """N wrote it, N + 1 went on, N takes over, and N + 1 after that: nothing is lost, the chain is whole."""
+    path = later("understood")
+    head = Seq(BEFORE + len(UNDERSTOOD) + 1)
+    today = SqliteLog(path, volatile_ok=True)
+    start = await today.open()
+    assert (start.snapshot, start.head, start.must_not_change) == (tuple(beginning()), head, ())
+    noticed, pods, plan, _ = (one.event for one in start.tail)
+    assert (noticed, plan) == (UNDERSTOOD[0], UNDERSTOOD[2])
+    assert pods == MaxPodsObserved(max_pods=30, source="kubelet")
+    await today.append([record(head + 1)])
+    await today.write_snapshot(Seq(head + 1), beginning())
+    await today.append([record(head + 2)])
+    await today.close()
+
+    with later_release():
+        tomorrow = SqliteLog(path, volatile_ok=True)
+        assert (await tomorrow.open()).head == head + 2
+        found = [one.event for one in await tomorrow.read(Seq(BEFORE), 3)]
+        assert found[0] == PodNoticed(pod="cart", since_s=4)
+        assert found[1] == MaxPodsWithReserve(max_pods=30, source="kubelet", reserved=2)
+        await tomorrow.append([record(head + 3, PodNoticed(pod="till", since_s=1))])
+        await tomorrow.close()
+
+    assert (await today.open()).tail[-1].event == UnknownEvent(
+        kind="pod_noticed", version=1, must_understand=False, body=b'{"pod":"till","since_s":1}'
+    )
+    await today.close()
+    with open_log(path) as file:
+        assert file.verify_chain().ok
+        bodies = [one.body for one in file.records()][BEFORE : BEFORE + len(UNDERSTOOD)]
+    assert bodies == [one.body for one in UNDERSTOOD]
+
+
+async def test_a_kind_that_must_be_understood_forbids_every_change(later):
+    log = SqliteLog(later("must"), volatile_ok=True)
+    assert (await log.open()).must_not_change == (MUST.kind,)
+    await log.close()
+
+
+async def test_a_schema_from_the_future_is_refused_and_left_alone(later):
+    path = later("schema")
+    before = path.read_bytes()
+    with pytest.raises(PermanentError) as refused:
+        await SqliteLog(path, volatile_ok=True).open()
+    assert refused.value.reason is Reason.LOG_NEWER
+    assert path.read_bytes() == before
+
+
+# --- the agent itself ---------------------------------------------------------------------------------
+
+
+def put(place, source):
+    path = place.root / "state" / "events.sqlite"
+    path.parent.mkdir()
+    shutil.copyfile(source, path)
+    return path
+
+
+def stopped(place, agent):
+    agent.send_signal(signal.SIGTERM)
+    code, said = place.ended(agent)
+    assert code == 0, said
+    return said
+
+
+@pytest.mark.netns
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [lived_path(1), next_path("understood")], ids=lambda path: path.stem)
+def test_the_agent_starts_on_a_log_of_another_release_and_goes_on_with_it(place, source):
+    path = put(place, source)
+    (place.root / "boot_id").write_text("boot-1\n")  # a reboot would have ended the pods
+    with open_log(path) as log:
+        before = [one.hash for one in log.records()]
+    agent = place.start()
+    place.serving(agent)
+    status, answer = place.ask("GET", "/v1/status")
+    assert status == 200
+    assert answer["log"]["head"] > len(before)
+    assert answer["reason"] not in ("log_newer", "log_damaged")
+    _, pods = place.ask("GET", "/v1/pods")
+    assert {pod["name"] for pod in pods} == (set(RUNNING) if "lived" in source.name else set())
+    stopped(place, agent)
+    with open_log(path) as log:
+        assert log.verify_chain().ok
+        assert [one.hash for one in log.records()][: len(before)] == before
+
+
+@pytest.mark.netns
+@pytest.mark.slow
+def test_the_agent_on_a_log_that_it_must_understand_and_does_not_changes_nothing(place):
+    """ADDs are refused with the reason, DELs lie in the spool, until the later release is back."""
+    path = put(place, next_path("must"))
+    before = path.read_bytes()
+    agent = place.start()
+    place.serving(agent)
+    status, answer = place.ask("GET", "/readyz")
+    assert (status, answer["reason"]) == (503, "log_newer")
+    assert "Run the newer version again" in answer["message"]
+    status, answer = place.ask("POST", "/v1/cni", add("pod"))
+    assert (status, answer["reason"]) == (503, "log_newer")
+    assert place.ask("POST", "/v1/cni", add("pod", command="DEL")) == (200, {})
+    (entry,) = (place.root / "run" / "spool").glob("*.json")
+    assert json.loads(entry.read_bytes())["request"]["containerId"] == "pod"
+    stopped(place, agent)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.netns
+@pytest.mark.slow
+def test_the_agent_does_not_start_on_a_schema_from_the_future(place):
+    path = put(place, next_path("schema"))
+    before = path.read_bytes()
+    code, said = place.ended(place.start())
+    assert code == 1
+    assert '"reason":"log_newer"' in said
+    assert "Run the newer version again" in said
+    assert path.read_bytes() == before
