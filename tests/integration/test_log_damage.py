@@ -344,6 +344,18 @@ async def test_a_frame_of_the_wal_that_was_damaged_is_not_taken_for_a_torn_end(c
     assert "-wal" in await damage_of(crashed)
 
 
+async def test_replay_says_that_a_copy_ends_early_when_a_frame_of_its_wal_is_damaged(crashed):
+    """SQLite passes over everything behind the frame, and the reader would have a shorter history than the agent."""
+    with open_log(crashed) as log:
+        assert log.verify_chain().ok
+    flip(Path(f"{crashed}-wal"), 32 + 100)
+    with open_log(crashed) as log:
+        report = log.verify_chain()
+    assert not report.ok
+    assert "a frame of the -wal is damaged" in report.why
+    assert report.head_seq < 40
+
+
 async def test_a_damaged_header_of_the_wal_is_damage(crashed):
     flip(Path(f"{crashed}-wal"), 17)
     assert "header of the -wal" in await damage_of(crashed)

@@ -21,6 +21,7 @@ from typing import Final, Self
 
 import msgspec
 
+from vpccni.adapters.log_files import LogFiles
 from vpccni.adapters.log_format import (
     SCHEMA_VERSION,
     LogDamageError,
@@ -86,6 +87,8 @@ class LogFile:
     Attributes:
         path: The file as it was named.
         ends_without_wal: There is no -wal beside it: the log was closed properly, or the copy lacks it.
+        wal_damage: Why the log ends before its end, in a copy whose -wal is damaged; empty otherwise. SQLite passes
+            over everything that follows a damaged frame.
     """
 
     def __init__(
@@ -95,8 +98,10 @@ class LogFile:
         *,
         on_close: contextlib.ExitStack,
         ends_without_wal: bool,
+        wal_damage: str = "",
     ) -> None:
         self.path = path
+        self.wal_damage = wal_damage
         self.ends_without_wal = ends_without_wal
         self._connection = connection
         self._on_close = on_close
@@ -191,6 +196,8 @@ class LogFile:
         """What is no event: that the log is as long as it says, its index, its pages."""
         if at != last:
             raise LogDamageError(f"is missing (the log claims to end at {last})", at + 1)
+        if self.wal_damage:
+            raise LogDamageError(self.wal_damage)
         check_integrity(self._connection)
         with damage_translated():
             # One statement, hence one view: an agent may append between two.
@@ -240,6 +247,7 @@ def _open(path: Path, stack: contextlib.ExitStack) -> LogFile:
         raise LogDamageError("the file is empty")
     has_wal = wal.exists()
     place = path
+    last = stack.enter_context(contextlib.ExitStack())
     if has_wal and not (shm.exists() and os.access(shm, os.W_OK)):
         private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vpccni-replay-")))
         place = private / "log"
@@ -251,8 +259,14 @@ def _open(path: Path, stack: contextlib.ExitStack) -> LogFile:
         connection = sqlite3.connect(f"{place.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
     except sqlite3.Error as error:
         raise LogDamageError(f"SQLite cannot open it: {error}") from error
-    # Closed in reverse: the connection first, then the private copy.
+    # Closed in reverse: the connection first, then what must outlive it, then the private copy.
     stack.callback(connection.close)
     connection.execute("PRAGMA busy_timeout = 2000")
     check_schema(connection, SCHEMA_VERSION)
-    return LogFile(path, connection, on_close=stack, ends_without_wal=not has_wal)
+    wal_damage = ""
+    if place != path:  # Beside an agent that writes, the -wal is ahead of what was looked at.
+        try:
+            LogFiles(place).check_wal(last)
+        except LogDamageError as error:
+            wal_damage = str(error)
+    return LogFile(path, connection, on_close=stack, ends_without_wal=not has_wal, wal_damage=wal_damage)
