@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # From quick to slow, so that what is wrong shows early.
 SUITES := $(wildcard tests/unit tests/property tests/contract tests/sim tests/integration tests/e2e)
 
-.PHONY: help demo test crash sim check mutants bench plugin docs lock clean
+.PHONY: help demo test crash fuzz sim check mutants bench plugin docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -22,6 +22,12 @@ demo: ## An emulated region, two nodes, 24 pods, kills and recovery; about a min
 test: ## Every test; what had to be skipped is named at the end
 	@scripts/setup.sh test
 	@$(BIN)/python -m pytest -q -ra --durations=15 $(SUITES)
+
+fuzz: ## The socket (a million requests), the executable and the log, fuzzed at length; half an hour
+	@scripts/setup.sh test
+	@$(BIN)/python -m tests.fuzz.socket --seed $(or $(SEED),1) --requests 1000000
+	@$(BIN)/python -m tests.fuzz.plugin --seconds 180
+	@$(BIN)/python -m tests.fuzz.log --seed $(or $(SEED),1) --damages 10000
 
 sim: ## The agent on virtual time with everything going wrong: fixed seeds and a fresh one; two CPU minutes
 	@scripts/setup.sh check

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.fuzz import plugin, socket
+from tests.fuzz import log, plugin, socket
 
 CORPUS = sorted(plugin.CORPUS.iterdir())
 RUNS = 40_000
@@ -21,6 +21,14 @@ async def test_nothing_that_is_sent_to_the_socket_disturbs_the_agent():
     assert tally.total >= 20_000
     assert tally.adds > 0  # the run was one: real leases came and went meanwhile
     assert tally.control > 0
+
+
+@pytest.mark.slow
+async def test_a_damaged_log_is_refused_or_has_its_whole_history():
+    tally = await log.fuzz(seed=1, damages=250)
+    print(tally)
+    assert tally.wrong == [], str(tally)
+    assert {name.split()[-1] for name in tally.outcomes} == {"refused", "shorter", "whole"}
 
 
 @pytest.mark.slow
