@@ -1,5 +1,8 @@
 """The manifest asks for what the agent needs, no less and no more, under the original's names."""
 
+import importlib.util
+import inspect
+import itertools
 import json
 import re
 from pathlib import Path
@@ -15,7 +18,12 @@ from tests.deploy_manifest import (
     deploy_manifest,
     pod_spec,
 )
+from tests.fakes.ec2 import region_ec2
 from vpccni.adapters.cni_files import SOCKET_DEFAULT, SPOOL_DEFAULT
+from vpccni.adapters.ec2 import AwsEc2
+from vpccni.adapters.ec2.sdk import OPERATIONS
+from vpccni.lab.ec2 import small_region
+from vpccni.model import InstanceId
 from vpccni.settings import TABLE, Settings, Status, read_settings
 
 REPO = DEPLOY.parent
@@ -143,18 +151,82 @@ def test_the_cluster_role_allows_what_the_kubernetes_adapter_asks():
     assert allowed == {("nodes", "get"), ("pods", "list")}
 
 
-def test_the_policy_allows_exactly_the_calls_that_the_ec2_adapter_makes():
-    statements = json.loads((DEPLOY / "iam-policy.json").read_text())["Statement"]
-    allowed = set()
-    for statement in statements:
-        actions = statement["Action"]
-        allowed |= {actions} if isinstance(actions, str) else set(actions)
-    source = "".join(path.read_text() for path in sorted((REPO / "vpccni" / "adapters" / "ec2").glob("*.py")))
-    verbs = "Describe|Create|Attach|Modify|Assign|Unassign|Detach|Delete"
-    nouns = "NetworkInterfaces?|NetworkInterfaceAttribute|PrivateIpAddresses|Subnets|InstanceTypes|Tags"
-    made = set(re.findall(rf'"((?:{verbs})(?:{nouns}))"', source))
-    # CreateNetworkInterface with tags in it needs CreateTags as well.
-    assert allowed == {f"ec2:{action}" for action in made | {"CreateTags"}}
+def policy_script():
+    specification = importlib.util.spec_from_file_location("iam_policy", REPO / "scripts" / "iam_policy.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_the_policy_is_the_one_that_make_docs_prints():
+    assert (DEPLOY / "iam-policy.json").read_text() == policy_script().document()
+
+
+def allowed_actions(document):
+    return {action.removeprefix("ec2:") for each in document["Statement"] for action in each["Action"]}
+
+
+def test_the_policy_grants_no_wildcard_and_no_tag_on_anything_but_interfaces():
+    document = json.loads((DEPLOY / "iam-policy.json").read_text())
+    assert not any("*" in action for action in allowed_actions(document))
+    (tagging,) = [each for each in document["Statement"] if "ec2:CreateTags" in each["Action"]]
+    assert tagging["Action"] == ["ec2:CreateTags"]
+    assert tagging["Resource"].endswith(":network-interface/*")
+    assert allowed_actions(policy_script().policy({"DescribeSubnets"})) == {"DescribeSubnets"}
+    assert allowed_actions(policy_script().policy({"CreateNetworkInterface"})) == {
+        "CreateNetworkInterface",
+        "CreateTags",
+    }
+
+
+class Watched:
+    """Notes which methods of the adapter were called."""
+
+    def __init__(self, ec2):
+        self._ec2 = ec2
+        self.called = set()
+
+    def __getattr__(self, name):
+        self.called.add(name)
+        return getattr(self._ec2, name)
+
+
+async def test_the_policy_allows_exactly_the_calls_that_the_ec2_adapter_makes():
+    """Every method of the adapter is called against a region, which writes down what reaches it."""
+    region = small_region()
+    subnet = next(iter(region.world.subnets.values()))
+    instance = InstanceId(region.launch_instance(subnet.id, "m5.large", now=0.0).id)
+    now = itertools.count(1)
+    ec2 = Watched(region_ec2(region, lambda: float(next(now)) * 60))
+    await ec2.describe_limits("m5.large")
+    await ec2.describe_subnet(subnet.id)
+    made = await ec2.create_eni(
+        subnet=subnet.id, groups=(), secondary_count=1, description="d", tags={"a": "b"}, token="t"
+    )
+    await ec2.tag_eni(made.id, {"c": "d"})
+    await ec2.describe_left_behind(instance)
+    attachment = await ec2.attach_eni(made.id, instance, device=1, card=0)
+    await ec2.set_delete_on_termination(made.id, attachment)
+    await ec2.describe_attached(instance)
+    given = await ec2.assign_addresses(made.id, 2)
+    await ec2.unassign_addresses(made.id, given)
+    await ec2.describe_eni(made.id)
+    await ec2.detach_eni(attachment)
+    await ec2.delete_eni(made.id)
+    await ec2.close()
+
+    public = {
+        name
+        for name, member in inspect.getmembers(AwsEc2, inspect.iscoroutinefunction)
+        if not name.startswith("_")
+    }
+    assert public - ec2.called == {"open"}
+    reached = set(region.journal.count_by_action)
+    assert set(region.journal.count_by_outcome) == {"ok"}
+    assert reached == OPERATIONS
+    assert allowed_actions(json.loads((DEPLOY / "iam-policy.json").read_text())) == reached
 
 
 def test_the_image_carries_what_it_needs_and_names_no_registry():
