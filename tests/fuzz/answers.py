@@ -9,11 +9,12 @@ from typing import Any, Final, NamedTuple
 from tests.unit.api.shapes import check_error
 from vpccni.errors import Reason
 
-# Who says HTTP/0.9 is answered under that name.
-_STATUS_LINE: Final = re.compile(rb"HTTP/(?:1\.[01]|0\.9) (\d{3}) [ -~]*\Z")
+# Who says HTTP/0.9 or HTTP/2.0 is answered under that name.
+_STATUS_LINE: Final = re.compile(rb"HTTP/(?:1\.[01]|0\.9|2\.0) (\d{3}) [ -~]*\Z")
 _HEADER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+: ?[\t -~\x80-\xff]*\Z")
 _STATUSES: Final = frozenset({200, 400, 404, 405, 408, 413, 503})
 """Nothing that a client sends is 500 or 504."""
+EVENTS: Final = b"application/x-ndjson"
 _CUT: Final = -1
 
 
@@ -62,7 +63,9 @@ def _body(headers: dict[bytes, bytes], rest: bytes) -> tuple[bytes, int]:
     if headers.get(b"transfer-encoding") == b"chunked":
         return _chunks(rest)
     if b"content-length" not in headers:
-        raise BadAnswerError(f"a body without an end: {headers}")
+        if headers.get(b"content-type") != EVENTS:
+            raise BadAnswerError(f"a body without an end: {headers}")
+        return rest, len(rest)  # none, for a HEAD; to the end of the connection, for HTTP/1.0
     length = int(headers[b"content-length"])
     if length and rest.startswith(b"HTTP/"):
         return b"", 0
@@ -93,7 +96,7 @@ def _said(status: int, headers: dict[bytes, bytes], body: bytes) -> Any:
     if not body:
         return None
     try:
-        if kind == b"application/x-ndjson":
+        if kind == EVENTS:
             said: Any = [json.loads(line) for line in body.splitlines() if line]
         else:
             said = json.loads(body)
