@@ -32,6 +32,7 @@ from vpccni.lab.sim.promises import BrokenPromiseError
 from vpccni.lab.sim.sandbox import Sandbox
 from vpccni.loops.write import fold_start
 from vpccni.model import Address, EniId, IntentId, LeaseId, SandboxKey, Stamp, host_cidr
+from vpccni.planner.assign import choose_address
 from vpccni.planner.reconcile import INSTANCE_TAG, NO_MANAGE_TAG
 from vpccni.ports import LogStart
 from vpccni.projections.snapshot import picture, restore, snapshot_of
@@ -46,6 +47,8 @@ LINK_LOSS_SLACK_S: Final = 10.0
 PLANS_MAX: Final = 100
 PLANS_S: Final = 5.0
 """More plans than that in so many seconds are a loop."""
+NEEDLESS_MAX: Final = 3
+"""So many looks in a row: the disk may be slow."""
 CALLS_MAX: Final = 150
 CALLS_S: Final = 30.0
 """So many calls of one node in so many seconds are a storm; whole ENIs for a burst of pods are a third of that."""
@@ -100,6 +103,7 @@ class _NodeBook(msgspec.Struct):
     audit: State = msgspec.field(default_factory=State)
     records: list[Record] = []
     folds: dict[int, State] = {}
+    needless: int = 0
     plans: list[float] = []
     boots: int = 1
 
@@ -423,6 +427,21 @@ class Checker:
             if sandbox.address not in told:
                 raise BrokenPromiseError(f"/v1/pods has forgotten {sandbox.told} with {sandbox.address}")
             check_wired(node, sandbox)
+
+    @_reporting
+    def look_at_waiting(self, node: SimNode) -> None:
+        """Called every few seconds: nobody waits for an address while there is one."""
+        self.checks += 1
+        book, agent = self._books[node.name], node.agent
+        is_needless = (
+            agent is not None
+            and agent.writer.waiting > 0
+            and agent.readiness.refusal() is None
+            and choose_address(agent.writer.state, node.clock.now(), self._cooldown_s) is not None
+        )
+        book.needless = book.needless + 1 if is_needless else 0
+        if book.needless >= NEEDLESS_MAX:
+            raise BrokenPromiseError(f"{node.name}: ADDs wait although there is an address")
 
     @_reporting
     def after_boot(self, node: SimNode) -> None:

@@ -155,7 +155,10 @@ class FakeKernel:
         for rule in difference.rules_add:
             self._add_rule(rule)
         for route in difference.routes_set:
-            self._set_route(route)
+            if route.ifindex in self.state.links:
+                self._set_route(route)
+            else:  # It went since the kernel was looked at.
+                errors.append(PermanentError(Reason.KERNEL_REFUSED, "host_route: No such device [ENODEV]"))
         sandboxes: dict[LeaseId, SandboxSeen] = {}
         for pod in difference.wire:
             try:

@@ -30,6 +30,7 @@ SETTLED_S: Final = 600.0
 BEGIN_S: Final = 20.0
 BAKED_AT_S: Final = 240.0
 """When a machine is started whose disk is an image of another one's."""
+WAITING_EVERY_S: Final = 5.0
 AUDIT_EVERY: Final = 250
 """Operations between two audits of all nodes."""
 
@@ -185,11 +186,17 @@ class World:
         if self.operations >= self.wanted:
             self._ended.set()
 
+    def _look_at_waiting(self) -> None:
+        for node in self.nodes:
+            self.checker.look_at_waiting(node)
+        self.loop.call_outside(WAITING_EVERY_S, self._look_at_waiting)
+
     # -- the run ----------------------------------------------------------------------------------
 
     async def run(self) -> Outcome:
         """Everything, from the first start to the last look."""
         self.nodes[-1].is_dormant = self.seed % 3 == 1 and len(self.nodes) > 1
+        self.loop.call_outside(WAITING_EVERY_S, self._look_at_waiting)
         self.injector.arm(self._faults)
         running = [
             self.loop.create_task(self._live(number), name="kubelet") for number in range(len(self.nodes))
