@@ -27,7 +27,7 @@ from vpccni.datapath.difference import (
 )
 from vpccni.datapath.names import alias_of, veth_name_of
 from vpccni.datapath.numbers import POD_TABLE
-from vpccni.datapath.objects import Applied, LeaseWiring, Observed, Rule
+from vpccni.datapath.objects import Applied, Difference, LeaseWiring, Observed, Route, Rule
 from vpccni.errors import PermanentError, Reason
 from vpccni.model import Cidr
 from vpccni.ports import Kernel
@@ -254,6 +254,16 @@ async def test_foreign_objects_survive_a_whole_repair(world, kernel):
     observed = await kernel.observe()
     assert set(foreign) <= set(observed.rules)
     assert {"foreign0", "eni00000000000"} <= {link.ifname for link in observed.links}
+
+
+async def test_a_route_by_a_link_that_has_gone_is_refused(world, kernel):
+    """What was looked at may be gone when it is changed."""
+    await settle_node(world, kernel)
+    gone = Route(table=POD_TABLE, dst=Cidr("10.0.77.77/32"), ifindex=1_000_000)
+    with pytest.raises(PermanentError) as told:
+        await kernel.apply(Difference(routes_set=(gone,)))
+    assert told.value.reason == Reason.KERNEL_REFUSED
+    assert gone.dst not in {route.dst for route in (await kernel.observe()).routes}
 
 
 async def test_an_eni_without_a_link_is_missing_and_then_ready(world, kernel):
