@@ -127,6 +127,9 @@ def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> i
     except PermanentError as refused:
         print(f"vpccni agent: {sentence(refused.reason, refused.detail)}", file=sys.stderr)  # noqa: T201 - no log yet
         return 2
+    # The log names containers and pods, and its directory need not be the agent's own. What others must read (the
+    # conflist, the executable) is given its mode by name.
+    os.umask(0o077)
     _set_up_log(settings, options.log_format)
     _allow_many_files()
     for warning in settings.warnings:
