@@ -285,6 +285,8 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
         stack.push_async_callback(agent.stop)
         if not await _start(agent, stop):
             return
+        for note in log.notes:
+            _log.warning("log_opened", detail=note)
         site = Site(agent, clients, log)
         server = SocketServer(site, paths.socket)
         await server.start()

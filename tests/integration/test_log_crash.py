@@ -284,6 +284,17 @@ async def test_damage_to_what_was_synced_is_refused_or_harmless(trace, scratch, 
     assert "log_damaged" in seen
 
 
+async def test_a_last_transaction_that_is_given_up_is_told(trace, scratch):
+    image, head = synced_image(trace)
+    wal = image[f"{NAME}-wal"]
+    _, end = last_transaction(wal)
+    path = put({**image, f"{NAME}-wal": wal[: end - 100] + bytes(100) + wal[end:]}, scratch)
+    for told in (1, 0):  # once: it is cleared away
+        log = await opens(path, head - 1, head - 1)
+        assert [("given up" in note) for note in log.notes] == [True] * told
+        await log.close()
+
+
 async def test_a_header_of_the_wal_that_is_gone_is_refused(trace, scratch):
     image, _ = synced_image(trace)
     damaged = bytes(32) + image[f"{NAME}-wal"][32:]

@@ -99,6 +99,11 @@ _PRAGMAS: Final = (
     "PRAGMA wal_autocheckpoint = 0",  # a checkpoint is several syncs: never inside an ADD
 )
 
+_TORN_NOTE: Final = (
+    "the last transaction of the -wal was not whole and was given up: it was being written when power was lost, "
+    "or its frames are damaged"
+)
+
 _SUSPECT_CODES: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _Work = Callable[[sqlite3.Connection], None]
@@ -249,7 +254,7 @@ class SqliteLog:
             raise
         self._head, self._failure, self._is_suspect = found.head, "", False
         self._wal_threshold = self._wal_bytes_max
-        self.notes = found.notes
+        self.notes = (*found.notes, _TORN_NOTE) if is_torn else found.notes
         return found.start
 
     def _examine(self) -> tuple[Start, bool]:
