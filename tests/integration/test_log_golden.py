@@ -126,7 +126,7 @@ async def test_what_a_later_release_may_write_is_passed_over_and_kept_byte_for_b
     with later_release():
         tomorrow = SqliteLog(path, volatile_ok=True)
         assert (await tomorrow.open()).head == head + 2
-        found = [one.event for one in await tomorrow.read(Seq(BEFORE), 3)]
+        found: list[object] = [one.event for one in await tomorrow.read(Seq(BEFORE), 3)]
         assert found[0] == PodNoticed(pod="cart", since_s=4)
         assert found[1] == MaxPodsWithReserve(max_pods=30, source="kubelet", reserved=2)
         await tomorrow.append([record(head + 3, PodNoticed(pod="till", since_s=1))])
