@@ -47,8 +47,8 @@ LINK_LOSS_SLACK_S: Final = 10.0
 PLANS_MAX: Final = 100
 PLANS_S: Final = 5.0
 """More plans than that in so many seconds are a loop."""
-NEEDLESS_MAX: Final = 3
-"""So many looks in a row: the disk may be slow."""
+IDLE_LOOKS_MAX: Final = 3
+"""In so many looks in a row the same address was free: what is being given away on a slow disk is so in fewer."""
 CALLS_MAX: Final = 150
 CALLS_S: Final = 30.0
 """So many calls of one node in so many seconds are a storm; whole ENIs for a burst of pods are a third of that."""
@@ -103,7 +103,7 @@ class _NodeBook(msgspec.Struct):
     audit: State = msgspec.field(default_factory=State)
     records: list[Record] = []
     folds: dict[int, State] = {}
-    needless: int = 0
+    idle: tuple[str, int] = ("", 0)
     plans: list[float] = []
     boots: int = 1
 
@@ -433,15 +433,14 @@ class Checker:
         """Called every few seconds: nobody waits for an address while there is one."""
         self.checks += 1
         book, agent = self._books[node.name], node.agent
-        is_needless = (
-            agent is not None
-            and agent.writer.waiting > 0
-            and agent.readiness.refusal() is None
-            and choose_address(agent.writer.state, node.clock.now(), self._cooldown_s) is not None
-        )
-        book.needless = book.needless + 1 if is_needless else 0
-        if book.needless >= NEEDLESS_MAX:
-            raise BrokenPromiseError(f"{node.name}: ADDs wait although there is an address")
+        free = ""
+        if agent is not None and agent.writer.waiting > 0 and agent.readiness.refusal() is None:
+            chosen = choose_address(agent.writer.state, node.clock.now(), self._cooldown_s)
+            free = chosen.address if chosen is not None else ""
+        address, looks = book.idle
+        book.idle = (free, looks + 1 if free == address else 1)
+        if free and book.idle[1] >= IDLE_LOOKS_MAX:
+            raise BrokenPromiseError(f"{node.name}: ADDs wait although nobody has {free}")
 
     @_reporting
     def after_boot(self, node: SimNode) -> None:
