@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import signal
+from typing import Any
 
 import msgspec
 import pytest
@@ -129,7 +130,8 @@ async def test_what_a_later_release_may_write_is_passed_over_and_kept_byte_for_b
         found: list[object] = [one.event for one in await tomorrow.read(Seq(BEFORE), 3)]
         assert found[0] == PodNoticed(pod="cart", since_s=4)
         assert found[1] == MaxPodsWithReserve(max_pods=30, source="kubelet", reserved=2)
-        await tomorrow.append([record(head + 3, PodNoticed(pod="till", since_s=1))])
+        till: Any = PodNoticed(pod="till", since_s=1)  # no event to today's types
+        await tomorrow.append([record(head + 3, till)])
         await tomorrow.close()
 
     assert (await today.open()).tail[-1].event == UnknownEvent(
