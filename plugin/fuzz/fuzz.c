@@ -419,7 +419,8 @@ int main(int count, char **paths)
         uint8_t *exact = malloc(size + !size); /* so that a sanitizer sees its end */
         memcpy(exact, data, size);
         run(exact, size);
-        printf("{\"input\":%d,\"status\":%d,\"kept\":%s", i, status, kept ? "true" : "false");
+        printf("{\"input\":%d,\"status\":%d,\"kept\":%s,\"answered\":%s", i, status, kept ? "true" : "false",
+               answer.body != NULL ? "true" : "false");
         print_hex("printed", &printed);
         print_hex("sent", &sent);
         print_hex("entry", &draft);

@@ -83,13 +83,9 @@ def wrong_in(outcome: dict[str, Any]) -> str:
         return f"{error!r} in {printed[:300]!r}, {sent[:300]!r}, {entry[:300]!r}"
     if outcome["status"] not in (0, 1):
         return f"exit status {outcome['status']}"
-    # An error of the daemon's is passed on as it is; one without a request is our own.
-    if (
-        outcome["status"] == 1
-        and said is not None
-        and not sent
-        and (set(said) != _OURS or said["code"] not in _CODES)
-    ):
+    # What the daemon answers is passed on as it is.
+    is_ours = outcome["status"] == 1 and not outcome["answered"]
+    if is_ours and said is not None and (set(said) != _OURS or said["code"] not in _CODES):
         return f"no CNI error: {said}"
     return ""
 
@@ -156,9 +152,9 @@ def main() -> int:
             status = done.returncode
             kept = [line for line in done.stderr.splitlines() if line.startswith(("stat::number_of", "Done"))]
             print("\n".join(kept) if status == 0 else done.stderr[-6000:])
-        inputs = sorted(
-            path for path in [*CORPUS.iterdir(), *DIRECTORY.iterdir()] if "-" not in path.name[:6]
-        )
+        # What libFuzzer keeps is named by its digest; crash-… and slow-unit-… are told above.
+        found = [path for path in DIRECTORY.iterdir() if "-" not in path.name]
+        inputs = sorted([*CORPUS.iterdir(), *found])
         if options.coverage:
             print(coverage(directory, inputs))
             return 0

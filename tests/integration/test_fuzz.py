@@ -54,7 +54,7 @@ def test_the_executable_stands_the_fuzzer_for_some_seconds(tmp_path):
 
 
 def test_an_outcome_that_is_wrong_is_seen():
-    good = {"status": 1, "kept": False, "printed": "", "sent": "", "entry": ""}
+    good = {"status": 1, "kept": False, "answered": False, "printed": "", "sent": "", "entry": ""}
     assert plugin.wrong_in(good) == ""
     for text in (
         b"{",
