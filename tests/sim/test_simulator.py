@@ -123,6 +123,11 @@ def test_a_release_that_does_not_look_at_leases_is_found(monkeypatch):
     assert "intends" in _first_broken()
 
 
+def test_waiting_adds_that_nobody_looks_at_again_are_found(monkeypatch):
+    monkeypatch.setattr("vpccni.loops.write.Writer._retry_parked", lambda *_: None)
+    assert "ADDs wait although nobody has" in _first_broken()
+
+
 def test_a_snapshot_without_rests_is_found(monkeypatch):
     from vpccni.projections import snapshot
 
