@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from vpccni.adapters.finish import finish
 from vpccni.api import cni
 from vpccni.api.cni import Call, CniFault, Wired
 from vpccni.datapath.desired import pod_wiring
@@ -26,7 +27,6 @@ from vpccni.datapath.difference import unwire, wire
 from vpccni.datapath.objects import DatapathSettings, Difference, SandboxSeen
 from vpccni.errors import Reason, Refused, TransientError, VpccniError
 from vpccni.events.sandbox import SandboxWired
-from vpccni.adapters.finish import finish
 from vpccni.loops.wiring import attached_enis, lease_wiring, rest_wiring
 from vpccni.loops.write import Writer
 from vpccni.model import LeaseId, SandboxKey, Stamp

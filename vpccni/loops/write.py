@@ -26,6 +26,7 @@ from typing import Final, NoReturn
 import msgspec
 import structlog
 
+from vpccni.adapters.finish import finish
 from vpccni.errors import (
     InvariantBrokenError,
     OutcomeUnknownError,
@@ -35,7 +36,6 @@ from vpccni.errors import (
     VpccniError,
 )
 from vpccni.events.codec import Record
-from vpccni.adapters.finish import finish
 from vpccni.model import Seq, Stamp
 from vpccni.planner import commands as c
 from vpccni.planner.decide import PREVIOUS, decide

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from vpccni.lab.sim.loop import run_virtual
 from vpccni.adapters.finish import finish
+from vpccni.lab.sim.loop import run_virtual
 
 
 def test_the_outcome_is_handed_on():
