@@ -233,6 +233,24 @@ def test_a_full_node_that_reboots_does_not_storm_ec2():
     play(scenario)
 
 
+def test_a_reboot_does_not_shorten_a_cooldown():
+    """Addresses that rested already when the node went down: what passed in the old boot counts, and no more."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        full = await stage.pods(node, 27)
+        ended = stage.loop.time()
+        await stage.delete(node, *full, how="netns first")
+        await asyncio.sleep(5)
+        stage.strike(node, kind="reboot", seconds=2.0)
+        await asyncio.sleep(4)
+        await stage.ready(node)
+        await stage.pods(node, 27)
+        assert 30 <= stage.loop.time() - ended < 60
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("point", ["ec2_sent", "ec2_applied", "ec2_answered"])
 @pytest.mark.parametrize("action", ["CreateNetworkInterface", "AttachNetworkInterface"])
 def test_an_agent_that_dies_between_create_and_attach_leaves_no_orphan(action, point):
