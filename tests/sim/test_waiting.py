@@ -65,3 +65,44 @@ def test_an_agent_that_may_not_change_the_kernel_says_so_and_recovers():
         await stage.pods(node, 3)
 
     play(scenario)
+
+
+def test_no_pod_is_put_on_an_eni_whose_link_has_gone():
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        pods = await stage.pods(node, 4)
+        lost = stage.eni_of(pods[-1])
+        assert lost is not stage.primary_of(node)
+        node.kernel.unplug(lost.mac)
+        await asyncio.sleep(15)  # long before the next look at the whole kernel
+        later = await stage.pods(node, 2)
+        assert all(stage.eni_of(pod) is not lost for pod in later)
+
+    play(scenario)
+
+
+def test_an_eni_on_its_way_out_is_not_taken_back_because_nobody_says_how_far_it_is():
+    """1. A detach is accepted. 2. What became of it cannot be asked. 3. Pods come and need every address."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large", {"WARM_IP_TARGET": "1"})
+        pods = await stage.pods(node, 12)
+        leaving = stage.eni_of(pods[-1])
+        assert leaving is not stage.primary_of(node)
+        await stage.delete(node, *pods[:2], *[pod for pod in pods if stage.eni_of(pod) is leaving])
+        async with asyncio.timeout(300):
+            while not stage.calls("DetachNetworkInterface"):
+                await asyncio.sleep(0.02)
+        stage.strike(
+            node,
+            kind="ec2_call",
+            action="DescribeNetworkInterfaces",
+            how="error",
+            code="InternalError",
+            count=3,
+        )
+        await asyncio.sleep(2)
+        more = await stage.pods(node, 5)
+        assert all(stage.eni_of(pod) is not leaving for pod in more)
+
+    play(scenario)

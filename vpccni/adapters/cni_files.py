@@ -144,7 +144,9 @@ def _replace(directory: Path, name: str, content: bytes, mode: int) -> bool:
     """Make ``directory/name`` hold ``content``: the old file or the new one, never a part, never neither."""
     target = directory / name
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        if not directory.is_dir():
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(0o755)  # whatever the umask is: others look in here, too
         with _locked(directory) as directory_fd:
             if _is_already(target, content, mode):
                 return False

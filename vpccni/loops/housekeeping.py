@@ -204,8 +204,10 @@ class Housekeeping:
         return True
 
     async def _drain_whole_spool(self) -> None:
-        await self.drain_spool()
-        left = await self._spool.entries()
+        seen: set[str] = set()
+        while (left := {entry.name for entry in await self._spool.entries()}) - seen:
+            seen |= left
+            await self.drain_spool()
         if left:
             raise TransientError(Reason.LOG_WRITE_FAILED, f"{len(left)} spooled DELs wait for the log")
 
