@@ -17,6 +17,7 @@ from vpccni.lab.sim.node import SimNode
 from vpccni.lab.sim.sandbox import Sandbox
 from vpccni.lab.sim.trace import Trace
 from vpccni.lab.sim.workload import Kubelet
+from vpccni.loops.agent import Agent
 from vpccni.projections.state import State
 from vpccni.settings import read_settings
 
@@ -128,10 +129,14 @@ class Stage:
         for sandbox in sandboxes:
             await self.kubelets[node.name]._repeat(sandbox, "ADD")
 
-    def state(self, node: SimNode) -> State:
-        """The books of the agent that runs."""
+    def agent(self, node: SimNode) -> Agent:
+        """The agent that runs."""
         assert node.agent is not None
-        return node.agent.writer.state
+        return node.agent
+
+    def state(self, node: SimNode) -> State:
+        """Its books."""
+        return self.agent(node).writer.state
 
     def eni_of(self, sandbox: Sandbox) -> Any:
         """Where EC2 has a pod's address."""

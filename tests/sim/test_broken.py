@@ -23,14 +23,14 @@ def test_a_broken_promise_stops_changes_of_ec2_and_no_pod():
         await asyncio.sleep(30)
         contradiction = EniGone(eni=stage.eni_of(pods[0]).id, source="a bug")
         with pytest.raises(VpccniError) as caught:
-            await node.agent.writer.submit(c.Observe(contradiction))
+            await stage.agent(node).writer.submit(c.Observe(contradiction))
         assert caught.value.reason is Reason.INVARIANT_BROKEN
         await asyncio.sleep(5)
         made = [stage.calls(action) for action in CHANGES]
 
-        assert node.agent.readiness.refusal() is None
-        assert node.agent.readiness.no_change() == "invariant_broken"
-        assert node.agent.status()["problems"]["broken"] == "fold"
+        assert stage.agent(node).readiness.refusal() is None
+        assert stage.agent(node).readiness.no_change() == "invariant_broken"
+        assert stage.agent(node).status()["problems"]["broken"] == "fold"
         pods += await stage.pods(node, 5)  # out of the six at hand; nothing comes after them
         await stage.delete(node, pods.pop())
         await stage.again(node, *pods)

@@ -40,27 +40,27 @@ def test_a_full_node_waits_for_an_address_that_rests():
     play(scenario)
 
 
-def test_an_agent_that_may_not_change_the_kernel_says_so_and_recovers():
+def test_an_agent_that_may_not_change_the_kernel_says_so_and_recovers(monkeypatch):
     """1. The container lacks CAP_NET_ADMIN. 2. An ADD comes. 3. The container is given it."""
 
     async def scenario(stage: Stage):
         node = stage.machine()
-        set_up = node.kernel._set_up_eni
 
         def refuse(setup):
             raise PermanentError(Reason.KERNEL_REFUSED, "eni: Operation not permitted [EPERM]")
 
-        node.kernel._set_up_eni = refuse
+        monkeypatch.setattr(node.kernel, "_set_up_eni", refuse)
         node.start()
         await asyncio.sleep(30)
-        refusal = node.agent.readiness.refusal()
+        refusal = stage.agent(node).readiness.refusal()
+        assert refusal is not None
         assert (refusal.reason, "EPERM" in refusal.detail) == (Reason.KERNEL_REFUSED, True)
         began = stage.loop.time()
         kubelet = stage.kubelets[node.name]
         assert not await kubelet._add(kubelet._new_sandbox("too-early"))
         assert kubelet._refusal == "kernel_refused"
         assert stage.loop.time() - began < 2
-        node.kernel._set_up_eni = set_up
+        monkeypatch.undo()
         await stage.ready(node, 30)
         await stage.pods(node, 3)
 
