@@ -19,7 +19,7 @@ from tests.data.event_samples import records
 from vpccni.adapters import log_files
 from vpccni.adapters.log_files import RESERVE_BYTES, LogFiles
 from vpccni.adapters.log_format import LogFault, LogFaults
-from vpccni.adapters.log_sqlite import SqliteLog
+from vpccni.adapters.log_sqlite import WAL_AHEAD, WAL_BYTES_MAX, SqliteLog
 from vpccni.errors import InvariantBrokenError, OutcomeUnknownError, PermanentError, Reason, TransientError
 from vpccni.model import Seq
 
@@ -155,7 +155,7 @@ KILLED = """
 import asyncio, sys
 from pathlib import Path
 from tests.data.event_samples import records
-from vpccni.adapters.log_sqlite import SqliteLog
+from vpccni.adapters.log_sqlite import WAL_AHEAD, WAL_BYTES_MAX, SqliteLog
 
 async def main():
     log = SqliteLog(Path(sys.argv[1]), volatile_ok=True)
@@ -248,13 +248,19 @@ async def test_a_reader_that_stays_cannot_stop_appends(path):
     await log.close()
 
 
-async def test_a_checkpoint_keeps_the_blocks_of_the_wal_for_the_next_batches(path, log):
+async def test_a_checkpoint_makes_the_wal_long_enough_for_the_next_batches(path, log):
     for first in range(1, 100, 10):
         await log.append(records(first, first + 9))
     size = beside(path, "-wal").stat().st_size
     await log.checkpoint()
-    await log.append(records(101, 102))
-    assert beside(path, "-wal").stat().st_size == size
+    longer = beside(path, "-wal").stat().st_size
+    assert size < WAL_BYTES_MAX // WAL_AHEAD <= longer
+    for seq in range(101, 200):
+        await log.append(records(seq, seq))
+    await log.checkpoint()
+    await log.append(records(200, 201))
+    assert beside(path, "-wal").stat().st_size == longer
+    assert await log.read(Seq(0), 1000) == records(1, 201)
 
 
 # --- the disk is full -------------------------------------------------------------------------------
@@ -280,7 +286,7 @@ FULL_DISK = """
 import asyncio, json, os, sys
 from pathlib import Path
 from tests.data.event_samples import records
-from vpccni.adapters.log_sqlite import SqliteLog
+from vpccni.adapters.log_sqlite import WAL_AHEAD, WAL_BYTES_MAX, SqliteLog
 from vpccni.errors import TransientError
 
 async def fill(log, head, step):

@@ -255,29 +255,33 @@ class LogFiles:
         except FileNotFoundError:
             return 0
 
-    def lengthen_wal(self, step: int) -> int:
+    def lengthen_wal(self, step: int) -> bool:
         """Put zeros behind the end of the -wal, for SQLite to write over. Nobody may be writing to it.
 
-        A sync of blocks that a file has takes a quarter of the time of a sync that makes it longer, and does
-        not wait for the filesystem's journal, hence for whatever else goes on there. Zeros are no frame: to
-        SQLite the -wal ends where it ended ("WAL-mode file format", section 4).
+        A sync of blocks that a file has does not wait for the filesystem's journal, hence for whatever else
+        goes on there; a sync that makes it longer does. Zeros are no frame: to SQLite the -wal ends where it
+        ended ("WAL-mode file format", section 4).
 
         Args:
             step: Bytes.
 
         Returns:
-            Bytes of the -wal now. Without space for it (or without a -wal) nothing has changed.
+            Whether it is longer now. Without space for it nothing has changed.
         """
         size = self.wal_bytes()
+        if not size:
+            return False  # Only behind a header that was synced is a torn end told from damage.
         with contextlib.suppress(OSError), self.wal.open("r+b", buffering=0) as file:
             file.seek(size)
             try:
-                if file.write(bytes(step)) == step:
-                    return size + step
-                file.truncate(size)
+                is_longer = file.write(bytes(step)) == step
+                os.fdatasync(file.fileno())
             except OSError:
+                is_longer = False
+            if not is_longer:
                 file.truncate(size)
-        return size
+            return is_longer
+        return False
 
     def renew_wal(self) -> None:
         """Write the -wal anew, into a file of its own. Nobody may have the database open.

@@ -9,8 +9,8 @@ it is first needed, on a thread: 0.25 s of the processor that would stand betwee
 A batch is one hop to aiosqlite's thread: the batch is staged on the connection and ``commit`` runs
 ``BEGIN IMMEDIATE``, all inserts and ``COMMIT`` there. (One hop costs 0.1 ms, each statement through
 SQLAlchemy's async layer 0.5 ms.) With ``synchronous=FULL`` the COMMIT returns
-after the -wal was synced. The -wal is lengthened ahead of the batches and not truncated between checkpoints:
-a sync that only writes over blocks takes a quarter of the time.
+after the -wal was synced. The -wal is not truncated between checkpoints, and lengthened ahead of the
+batches when nobody is at work: a sync that only writes over blocks waits for no journal of the filesystem's.
 
 ====================  ============================================  ==================================
 state                 entered by                                    what is allowed
@@ -86,8 +86,10 @@ if TYPE_CHECKING:
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024
 """Past this an append itself brings the -wal into the file: nobody was idle for some 10,000 batches."""
 
-WAL_STEPS: Final = 16
-"""In so many steps the -wal grows so long: some hundred batches each."""
+WAL_AHEAD: Final = 16
+"""This part of it is there before it is needed: some hundred batches."""
+WAL_SLICES: Final = 128
+"""Made in slices of this part, each half a MiB: a batch waits for one at most."""
 
 BUSY_TIMEOUT_MS: Final = 250
 """How long a foreign lock (somebody's ``sqlite3`` shell) may hold up a batch. Readers never do."""
@@ -192,7 +194,6 @@ class SqliteLog:
         self._schema = schema
         self._migrations = migrations
         self._wal_bytes_max = self._wal_threshold = wal_bytes_max
-        self._wal_bytes = 0
         self._lock = asyncio.Lock()
         self._driver: aiosqlite.Connection | None = None
         self._batches: _BatchConnection | None = None
@@ -243,7 +244,6 @@ class SqliteLog:
                 await self._migrate()
             if is_torn:
                 await self._sql("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._wal_bytes = 0
         except BaseException as error:
             await self._disconnect(is_writing=False)
             self._files.release()
@@ -366,7 +366,8 @@ class SqliteLog:
 
             await self._commit(write, self._faults.take() if self._faults else None)
             self._head = Head(batch[-1].seq, batch[-1].hash)
-            await self._look_after_wal()
+            if self._files.wal_bytes() > self._wal_threshold:
+                await self._checkpoint_in_need()
 
     async def write_snapshot(self, seq: Seq, records: Sequence[Record]) -> None:
         """See ``EventLog.write_snapshot``. One at or before the newest is left out: it adds nothing."""
@@ -458,21 +459,18 @@ class SqliteLog:
             except sqlite3.Error as error:
                 raise self._failed(error) from error
             self.restore_reserve()
+        await self._lengthen_wal()
 
-    async def _look_after_wal(self) -> None:
-        """A -wal that the batch has made longer is made longer for the next ones, or emptied.
-
-        Not before the first batch: only behind a header that was synced is a torn end told from damage.
-        """
-        size = self._files.wal_bytes()
-        if size > self._wal_threshold:
-            await self._checkpoint_in_need()
-            self._wal_bytes = self._files.wal_bytes()
-        elif size != self._wal_bytes:
-            step = self._wal_bytes_max // WAL_STEPS
-            # To its end: the next batch may be longer than what is there now.
-            lengthened = asyncio.to_thread(self._files.lengthen_wal, step)
-            self._wal_bytes = await finish(lengthened, "lengthen the -wal")
+    async def _lengthen_wal(self) -> None:
+        """Make room for the next burst, slice by slice, so that no batch waits for long."""
+        while self._files.wal_bytes() < self._wal_bytes_max // WAL_AHEAD:
+            async with self._lock:
+                if self._driver is None or self._failure:
+                    return
+                # To its end: the next batch may be longer than what is there now.
+                lengthened = asyncio.to_thread(self._files.lengthen_wal, self._wal_bytes_max // WAL_SLICES)
+                if not await finish(lengthened, "lengthen the -wal"):
+                    return
 
     async def _checkpoint_in_need(self) -> None:
         """Empty a -wal that grew too long. The batch is durable already, so this never fails it."""
