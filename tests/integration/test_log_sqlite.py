@@ -155,7 +155,7 @@ KILLED = """
 import asyncio, sys
 from pathlib import Path
 from tests.data.event_samples import records
-from vpccni.adapters.log_sqlite import WAL_AHEAD, WAL_BYTES_MAX, SqliteLog
+from vpccni.adapters.log_sqlite import SqliteLog
 
 async def main():
     log = SqliteLog(Path(sys.argv[1]), volatile_ok=True)
@@ -286,7 +286,7 @@ FULL_DISK = """
 import asyncio, json, os, sys
 from pathlib import Path
 from tests.data.event_samples import records
-from vpccni.adapters.log_sqlite import WAL_AHEAD, WAL_BYTES_MAX, SqliteLog
+from vpccni.adapters.log_sqlite import SqliteLog
 from vpccni.errors import TransientError
 
 async def fill(log, head, step):
