@@ -302,7 +302,7 @@ async def test_a_header_of_the_wal_that_is_gone_is_refused(trace, scratch):
 
 
 async def test_a_wal_that_was_cut_ends_with_a_whole_batch(trace, scratch):
-    """No trace is left of what stood behind the cut, as in a copy without its -wal: that is not noticed."""
+    """No trace is left of what stood behind the cut: without the number beside the log that is not noticed."""
     image, head = synced_image(trace)
     wal, chance = image[f"{NAME}-wal"], random.Random(3)
     _, end = last_transaction(wal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import sqlite3
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.event_samples import EVENTS, record, records
+from vpccni.adapters.log_files import LogFiles
 from vpccni.adapters.log_sqlite import SqliteLog
 from vpccni.errors import OutcomeUnknownError, PermanentError, Reason, VpccniError
 from vpccni.model import Seq
@@ -374,6 +376,60 @@ async def test_a_last_transaction_that_was_torn_is_given_up_and_cleared_away(cra
     await log.close()
     start, _ = await opened(again)
     assert start.head == 40
+
+
+# -- a log that is shorter than it was: the number beside it tells ------------------------------------
+
+
+@pytest.fixture
+def killed(crashed):
+    """With the number beside it, as a process that dies leaves it."""
+    shutil.copyfile(crashed.parent.parent / "running" / "events.db.head", f"{crashed}.head")
+    return crashed
+
+
+async def test_a_log_whose_process_was_killed_is_whole(killed):
+    start, notes = await opened(killed)
+    assert (start.head, notes) == (40, ())
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "last transaction", "older copy"])
+async def test_a_log_that_is_shorter_than_it_was_is_damage(killed, how, tmp_path):
+    wal = Path(f"{killed}-wal")
+    if how == "gone":
+        wal.unlink()
+    elif how == "cut":
+        os.truncate(wal, written_bytes(wal) - 9000)
+    elif how == "last transaction":
+        flip(wal, written_bytes(wal) - 2000)
+    else:
+        (tmp_path / "running" / "events.db").replace(killed)
+        note_head(killed, 41)
+        wal.unlink()
+    assert "events.db.head" in await damage_of(killed)
+    Path(f"{killed}.head").unlink()  # what the message says: it is meant to be as it is
+    start, _ = await opened(killed)
+    assert start.head == {"gone": 10, "last transaction": 39, "older copy": 40}.get(how, start.head) < 41
+
+
+def note_head(path, seq):
+    files = LogFiles(path)
+    files.note_head(seq)
+    files.release()
+
+
+@pytest.mark.parametrize("said", ["", "nonsense", "00000000000000000099 00000000\n", "\udce4"])
+async def test_a_number_that_is_none_says_nothing(killed, said):
+    Path(f"{killed}.head").write_bytes(said.encode(errors="surrogateescape"))
+    start, _ = await opened(killed)
+    assert start.head == 40
+
+
+async def test_a_new_log_is_not_measured_by_the_number_of_the_one_before(tmp_path):
+    path = tmp_path / "events.db"
+    note_head(path, 500)
+    start, _ = await opened(path)
+    assert start.head == 0
 
 
 async def test_a_wal_whose_first_write_was_torn_is_no_damage(whole):

@@ -81,7 +81,7 @@ async def test_a_closed_log_is_one_file_with_its_marker_and_its_reserve(path, lo
     await log.append(records(1, 9))
     await log.close()
     names = sorted(one.name.removeprefix("events.db") for one in path.parent.iterdir())
-    assert names == ["", ".exists", ".lock", ".reserve"]
+    assert names == ["", ".exists", ".head", ".lock", ".reserve"]
 
 
 async def test_a_second_agent_in_another_process_is_kept_out(path, log):

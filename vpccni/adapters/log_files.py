@@ -6,6 +6,7 @@
 ``<log>.lock``            held with flock(2) by the one agent that writes
 ``<log>.exists``          says that a log was created here, so that one that vanished is noticed
 ``<log>.reserve``         4 MiB of the disk, let go when it is full
+``<log>.head``            number of the newest event that was synced, or of one before it
 ``<log>.quarantine-...``  copies of a log that was found damaged
 ``<log>.new``             a log under construction; never has that name when it is used
 ========================  ==========================================================================
@@ -25,6 +26,7 @@ import shutil
 import sqlite3
 import struct
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -58,8 +60,10 @@ class LogFiles:
         self.lock = path.with_name(path.name + ".lock")
         self.marker = path.with_name(path.name + ".exists")
         self.reserve = path.with_name(path.name + ".reserve")
+        self.head = path.with_name(path.name + ".head")
         self._new = path.with_name(path.name + ".new")
         self._lock_fd = -1
+        self._head_fd = -1
 
     # --- who may write -----------------------------------------------------------------------------
 
@@ -81,6 +85,9 @@ class LogFiles:
 
     def release(self) -> None:
         """Give the lock back. Idempotent."""
+        if self._head_fd >= 0:
+            os.close(self._head_fd)
+            self._head_fd = -1
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -147,6 +154,7 @@ class LogFiles:
         # A -wal of nobody would be taken for the new log's own.
         self.wal.unlink(missing_ok=True)
         self.shm.unlink(missing_ok=True)
+        self.head.unlink(missing_ok=True)
         self._new.rename(self.main)
         _sync(self.main.parent)
 
@@ -162,6 +170,39 @@ class LogFiles:
             self.marker.write_text(_MARKER_TEXT, encoding="ascii")
             _sync(self.marker)
             _sync(self.marker.parent)
+
+    # --- how far it goes ---------------------------------------------------------------------------
+
+    def note_head(self, seq: int) -> None:
+        """Write down that the log goes at least so far. Call it when the event is on the disk.
+
+        Nobody waits for this: after a loss of power there may be an older number, never a newer one than the
+        log's. A process that dies loses nothing of it.
+        """
+        with contextlib.suppress(OSError):
+            if self._head_fd < 0:
+                self._head_fd = os.open(self.head, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            number = f"{seq:020}"
+            os.pwrite(self._head_fd, f"{number} {zlib.crc32(number.encode()):08x}\n".encode(), 0)
+
+    def check_head(self, seq: int) -> None:
+        """See that a log that ends with this event is not shorter than it was.
+
+        SQLite does not miss a -wal that is gone or was cut off, and damage to its last transaction looks like
+        one that was torn.
+
+        Raises:
+            LogDamageError: Events that were synced are not there.
+        """
+        try:
+            number, _, check = self.head.read_text("ascii").strip().partition(" ")
+        except (OSError, UnicodeDecodeError):
+            return
+        if f"{zlib.crc32(number.encode()):08x}" == check and int(number) > seq:
+            raise LogDamageError(
+                f"it ends with event {seq} and had event {int(number)}; if an older copy was put here on purpose, "
+                f"remove {self.head.name}"
+            )
 
     # --- when the disk is full ---------------------------------------------------------------------
 

@@ -119,13 +119,13 @@ class _BatchConnection(sqlite3.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._staged: deque[tuple[_Work, LogFault | None]] = deque()
+        self._staged: deque[tuple[_Work, LogFault | None, Callable[[], None] | None]] = deque()
         for pragma in _PRAGMAS:
             self.execute(pragma)
 
-    def stage(self, work: _Work, fault: LogFault | None) -> None:
-        """Have the next ``commit`` do this work in one transaction."""
-        self._staged.append((work, fault))
+    def stage(self, work: _Work, fault: LogFault | None, then: Callable[[], None] | None) -> None:
+        """Have the next ``commit`` do this work in one transaction, and ``then`` this."""
+        self._staged.append((work, fault, then))
 
     def commit(self) -> None:
         """Do the staged work, all or nothing; without staged work an ordinary commit.
@@ -137,7 +137,7 @@ class _BatchConnection(sqlite3.Connection):
         if not self._staged:
             super().commit()
             return
-        work, fault = self._staged.popleft()
+        work, fault, then = self._staged.popleft()
         try:
             self.execute("BEGIN IMMEDIATE")
             work(self)
@@ -148,6 +148,8 @@ class _BatchConnection(sqlite3.Connection):
                 self.execute("ROLLBACK")
             raise
         _strike(fault, LogFault.APPLIED)
+        if then is not None:
+            then()
 
 
 def _strike(fault: LogFault | None, *here: LogFault) -> None:
@@ -271,6 +273,7 @@ class SqliteLog:
                 connection.execute("BEGIN")
                 found = read_start(connection, schema)
                 is_torn = files.check_wal(last)
+                files.check_head(found.head.seq)
                 if self._is_suspect:
                     check_integrity(connection)
             files.restore_reserve()
@@ -364,8 +367,13 @@ class SqliteLog:
                 connection.executemany(INSERT_EVENT, rows)
                 connection.executemany(INSERT_SUBJECT, subjects)
 
-            await self._commit(write, self._faults.take() if self._faults else None)
-            self._head = Head(batch[-1].seq, batch[-1].hash)
+            head = Head(batch[-1].seq, batch[-1].hash)
+
+            def note() -> None:
+                self._files.note_head(head.seq)
+
+            await self._commit(write, self._faults.take() if self._faults else None, note)
+            self._head = head
             if self._files.wal_bytes() > self._wal_threshold:
                 await self._checkpoint_in_need()
 
@@ -389,15 +397,17 @@ class SqliteLog:
                 connection.execute(INSERT_SNAPSHOT, row)
                 connection.execute(DELETE_OLD_SNAPSHOTS, (SNAPSHOTS_KEPT,))
 
-            await self._commit(write, None)
+            await self._commit(write)
 
-    async def _commit(self, work: _Work, fault: LogFault | None) -> None:
+    async def _commit(
+        self, work: _Work, fault: LogFault | None = None, then: Callable[[], None] | None = None
+    ) -> None:
         """Run one transaction on the connection's thread, and say what became of it."""
         if self._batches is None or self._driver is None:
             raise InvariantBrokenError("the log is not open")
         # Stays when the caller is cancelled while the thread is at work: then nobody knows.
         self._failure = "a batch was given up in the middle"
-        self._batches.stage(work, fault)
+        self._batches.stage(work, fault, then)
         try:
             await self._driver.commit()
         except sqlite3.Error as error:
