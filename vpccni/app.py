@@ -294,7 +294,7 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
         _write_pid(paths.pid)
         gc.freeze()  # Everything imported stays: later collections need not look at it.
         gc.enable()
-        await _serve(agent, clients, site, settings, options, paths, stop)
+        await _serve(agent, server, site, settings, options, paths, stop)
 
 
 async def _start(agent: Agent, stop: asyncio.Event) -> bool:
@@ -316,7 +316,7 @@ async def _start(agent: Agent, stop: asyncio.Event) -> bool:
 
 async def _serve(
     agent: Agent,
-    clients: Clients,
+    server: SocketServer,
     site: Site,
     settings: Settings,
     options: argparse.Namespace,
@@ -325,7 +325,7 @@ async def _serve(
 ) -> None:
     async with asyncio.TaskGroup() as group:
         running = group.create_task(agent.run(), name="agent")
-        helpers: list[asyncio.Task[None]] = []
+        helpers: list[asyncio.Task[Any]] = [group.create_task(server.keep_listening(), name="keep listening")]
         if options.install_conf is not None:
             helpers.append(
                 group.create_task(_install_when_ready(agent, settings, options, paths), name="conflist")

@@ -143,6 +143,34 @@ async def test_a_socket_left_by_a_dead_agent_is_replaced_and_ours_is_removed_at_
     assert not path.exists()
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["the socket", "its directory"])
+async def test_a_socket_that_somebody_removes_is_made_again_and_requests_under_way_go_on(
+    tmp_path, monkeypatch, whole
+):
+    monkeypatch.setattr("vpccni.api.http.LOOK_S", 0.02)
+    path = tmp_path / "run" / "api.sock"
+    stub = Stub()
+    server = SocketServer(stub, path)
+    await server.start()
+    keeping = asyncio.get_running_loop().create_task(server.keep_listening())
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    path.unlink()
+    if whole:
+        path.parent.rmdir()
+    async with asyncio.timeout(10):
+        while not path.exists():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert (await ask(path, "GET", "/healthz"))[0] == 200
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        writer.write(request("GET", "/healthz"))
+        assert b" 200 " in await reader.readline()
+    writer.close()
+    keeping.cancel()
+    await server.stop()
+    assert not path.exists()
+
+
 async def test_a_path_that_cannot_be_a_socket_is_told_by_name(tmp_path):
     for path in (tmp_path / ("x" * 120), Path("/proc/no/such.sock")):
         with pytest.raises(PermanentError) as caught:

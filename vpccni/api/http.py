@@ -14,7 +14,7 @@ import struct
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import msgspec
 import structlog
@@ -34,6 +34,8 @@ IDLE_TIMEOUT_S: Final = 15.0
 """From connecting, or from the last answer, to the end of the next request's head."""
 LINGERING_S: Final = 1.0
 """So long the rest of a refused body is read, so that its sender reads the refusal before the end."""
+LOOK_S: Final = 2.0
+"""How often it is seen whether the socket is still there."""
 STOP_STEP_S: Final = 1.0
 """Requests under way at the end have this long to finish, and as long again after they were cancelled."""
 POSITION_MAX: Final = 2**63 - 1
@@ -84,6 +86,8 @@ class SocketServer:
         self._handlers = handlers
         self._path = path
         self._runner: web.ServerRunner | None = None
+        self._site: web.SockSite | None = None
+        self._inode = 0
         self._followers = 0
 
     async def start(self) -> None:
@@ -97,6 +101,28 @@ class SocketServer:
                 Reason.BAD_SETTING,
                 f"socket path of over {_PATH_MAX} bytes: {self._path}; give a shorter --run-dir",
             )
+        server = _Server(self._handle, request_factory=_request, handler_cancellation=True)
+        self._runner = web.ServerRunner(server, shutdown_timeout=STOP_STEP_S)
+        await self._runner.setup()
+        await self._listen(self._runner)
+
+    async def keep_listening(self) -> NoReturn:
+        """Listen anew when somebody removed the socket: else every ADD would wait for an agent that runs."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                is_there = self._path.stat().st_ino == self._inode
+            except OSError:
+                is_there = False
+            if is_there or self._runner is None:
+                continue
+            _log.warning("socket_gone", path=str(self._path), detail="listening anew")
+            try:
+                await self._listen(self._runner)
+            except PermanentError as error:
+                _log.error("socket_gone", reason=error.reason, detail=error.detail)
+
+    async def _listen(self, runner: web.ServerRunner) -> None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,13 +135,14 @@ class SocketServer:
                 os.umask(before)
             listener.listen(BACKLOG)
             listener.setblocking(False)
+            self._inode = self._path.stat().st_ino
         except OSError as error:
             listener.close()
             raise PermanentError(Reason.BAD_SETTING, f"cannot listen on {self._path}: {error}") from error
-        server = _Server(self._handle, request_factory=_request, handler_cancellation=True)
-        self._runner = web.ServerRunner(server, shutdown_timeout=STOP_STEP_S)
-        await self._runner.setup()
-        await web.SockSite(self._runner, listener, backlog=BACKLOG).start()
+        gone, self._site = self._site, web.SockSite(runner, listener, backlog=BACKLOG)
+        await self._site.start()
+        if gone is not None:
+            await gone.stop()
 
     async def stop(self) -> None:
         """Accept nothing more and wait for the answers under way, at most two seconds."""

@@ -57,9 +57,10 @@ def run(
                 out=out,
                 is_shrinking=is_shrinking,
                 progress=lambda done: bar.update(task, completed=min(done, operations)),
+                tell=lambda what: screen.print(what, markup=False, highlight=False, soft_wrap=True),
             )
     except OSError as error:
-        raise CommandError(f"{error.filename}: {error.strerror}.") from error
+        raise CommandError(f"{error.filename or trace or out}: {error.strerror}.") from error
     except msgspec.DecodeError as error:
         raise CommandError(f"{faults} is no list of faults: {error}.", USAGE) from error
     if as_json:

@@ -74,6 +74,7 @@ def run(
     out: Path = OUT,
     is_shrinking: bool = True,
     progress: Callable[[int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Report:
     """Simulate, and keep what is needed to look into a broken promise.
 
@@ -86,12 +87,14 @@ def run(
         out: Where a failed run leaves its trace, its faults and the logs of its nodes.
         is_shrinking: Look for fewer faults that break the same promise.
         progress: Called now and then with the operations so far.
+        tell: Called as soon as a promise is broken, with what and with the command that repeats the run.
 
     Raises:
         OSError: a file cannot be read or written.
         msgspec.DecodeError: ``faults`` is no list of faults.
     """
     given = msgspec.json.decode(faults.read_bytes(), type=tuple[Fault, ...]) if faults is not None else None
+    out.mkdir(parents=True, exist_ok=True)  # Rather now than when there is something to keep.
     with contextlib.ExitStack() as stack:
         file = None
         if trace is not None:
@@ -108,7 +111,12 @@ def run(
     if outcome.broken:
         planned = given if given is not None else plan_of(seed, operations=operations, nodes=nodes)
         culprits = tuple(fault for fault in planned if fault.at <= outcome.broken_at_s)
-        report.culprits = _fewer(outcome, culprits, operations) if is_shrinking else culprits
+        if tell is not None:
+            tell(f"BROKEN after {outcome.broken_at_s:.1f} s: {outcome.broken}\nagain: {report.again}")
+        report.culprits = culprits
+        if is_shrinking:
+            with contextlib.suppress(KeyboardInterrupt):  # Enough of looking: all of them, then.
+                report.culprits = _fewer(outcome, culprits, operations)
         _leave(report, operations, out)
     return report
 
