@@ -68,6 +68,9 @@ Key = tuple[str, str, str]
 """Network, container id, ifname."""
 
 
+TELL_S: Final = 10.0
+
+
 class Tally(msgspec.Struct, kw_only=True):
     """What a run did and found.
 
@@ -425,8 +428,12 @@ class Fuzz:
         while self._tally.total < count * WARM_UP and not self._is_over:
             await asyncio.sleep(0.05)
         before = _resident_mib(pid)
+        told_at = time.monotonic()
         while not self._is_over:
             await asyncio.sleep(0.5)
+            if time.monotonic() - told_at > TELL_S:
+                told_at = time.monotonic()
+                print(f"{self._tally.total:,} of {count:,} requests", file=sys.stderr, flush=True)
             self._tally.growth_mib = max(self._tally.growth_mib, _resident_mib(pid) - before)
         if self._tally.growth_mib > GROWTH_MAX_MIB:
             self._blame(f"the agent grew by {self._tally.growth_mib:.0f} MiB over {before:.0f}")

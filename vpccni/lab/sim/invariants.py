@@ -501,6 +501,13 @@ class Checker:
         }
         if owned != books:
             raise BrokenPromiseError(f"{node.name}: EC2 has {_sizes(owned)}, the books {_sizes(books)}")
+        outliving = [
+            eni.id
+            for eni in node.instance.enis.values()
+            if NO_MANAGE_TAG not in eni.tags and eni.attachment and not eni.attachment.delete_on_termination
+        ]
+        if outliving:
+            raise BrokenPromiseError(f"{node.name} would leave {outliving} behind when it is terminated")
         check_kernel(node, list(book.acked.values()))
         self._finish_pool(node, sum(map(len, owned.values())), len(leased))
 
