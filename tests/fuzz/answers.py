@@ -65,6 +65,8 @@ def _body(headers: dict[bytes, bytes], rest: bytes) -> tuple[bytes, int]:
     if b"content-length" not in headers:
         if headers.get(b"content-type") != EVENTS:
             raise BadAnswerError(f"a body without an end: {headers}")
+        if rest.startswith(b"HTTP/"):
+            return b"", 0
         return rest, len(rest)  # none, for a HEAD; to the end of the connection, for HTTP/1.0
     length = int(headers[b"content-length"])
     if length and rest.startswith(b"HTTP/"):

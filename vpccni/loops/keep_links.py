@@ -55,7 +55,6 @@ class KeepLinks:
         self._free_turn_of = free_turn_of
         self._wake = asyncio.Event()
         self._must_converge = False
-        self._by_ifindex: dict[int, str] = {}
         self.problem = ""
 
     def on_records(self, records: Sequence[Record]) -> None:
