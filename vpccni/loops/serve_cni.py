@@ -37,6 +37,8 @@ from vpccni.projections.leases import Lease
 _log = structlog.get_logger("cni")
 
 IN_FLIGHT_MAX: Final = 2048
+GC_LATE_S: Final = 60.0
+"""A GC waits for an agent that restarts: its list may be older than a lease that is younger than this."""
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -384,10 +386,13 @@ class CniService:
         if call.valid is None:
             return
         unlisted: set[LeaseId] = set()
+        now = self._clock.now()
         for lease in list(self._writer.state.leases.values()):
             if lease.key.network != call.key.network:
                 continue
             is_listed = (lease.key.container_id, lease.key.ifname) in call.valid
+            if not is_listed and self._writer.state.elapsed_s(lease.opened, now) < GC_LATE_S:
+                continue
             if not is_listed:
                 unlisted.add(lease.id)
             elif lease.witness != "gc":

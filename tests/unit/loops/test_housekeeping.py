@@ -13,6 +13,7 @@ from vpccni.adapters.log_format import LogFault
 from vpccni.errors import Reason, TransientError
 from vpccni.lab.sim.loop import run_virtual
 from vpccni.loops.housekeeping import SECOND_SIGHT_S, SNAPSHOT_AFTER, SWEEP_PERIOD_S
+from vpccni.loops.serve_cni import GC_LATE_S
 from vpccni.model import Stamp
 
 HOUR = 3600.0
@@ -148,6 +149,7 @@ def test_a_list_from_long_ago_and_one_sight_of_the_kernel_do_not_end_a_lease():
     async def scenario():
         rig = await Rig().up()
         await rig.add("web")
+        await asyncio.sleep(GC_LATE_S + 1)
         await rig.gc()
         await asyncio.sleep(HOUR)
         rig.kernel.remove_netns("/run/netns/web")
