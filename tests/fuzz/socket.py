@@ -50,6 +50,8 @@ GROWTH_MAX_MIB: Final = 64
 """From the end of the warm-up on. A million requests of nonsense cost 41 MiB, 50 bytes each; thousands of good ADDs,
 or of ADDs that fail, cost nothing. What keeps it is not known."""
 WARM_UP: Final = 0.2
+TELL_S: Final = 10.0
+"""How often it is said how far it is."""
 SETTINGS: Final = {
     "WARM_IP_TARGET": "10",
     "MINIMUM_IP_TARGET": "90",
@@ -67,9 +69,6 @@ FOLLOWERS: Final = 3
 
 Key = tuple[str, str, str]
 """Network, container id, ifname."""
-
-
-TELL_S: Final = 10.0
 
 
 class Tally(msgspec.Struct, kw_only=True):

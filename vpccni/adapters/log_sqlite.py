@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import sqlite3
 from collections import deque
@@ -368,10 +369,7 @@ class SqliteLog:
                 connection.executemany(INSERT_SUBJECT, subjects)
 
             head = Head(batch[-1].seq, batch[-1].hash)
-
-            def note() -> None:
-                self._files.note_head(head.seq)
-
+            note = functools.partial(self._files.note_head, head.seq)
             await self._commit(write, self._faults.take() if self._faults else None, note)
             self._head = head
             if self._files.wal_bytes() > self._wal_threshold:

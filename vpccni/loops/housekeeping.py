@@ -23,7 +23,7 @@ from vpccni.projections.leases import Lease
 _log = structlog.get_logger("housekeeping")
 
 SWEEP_PERIOD_S: Final = 300.0
-"""containerd sends no GC, so we look ourselves ."""
+"""containerd sends no GC, so we look ourselves."""
 SECOND_SIGHT_S: Final = 60.0
 """Witness A must say so twice, this far apart: a namespace may be between two lives."""
 TICK_S: Final = 5.0
