@@ -60,17 +60,19 @@ class PodRef(msgspec.Struct, frozen=True):
     uid: str = ""
 
 
-class Binding(msgspec.Struct, frozen=True, kw_only=True):
+class Binding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One address of a lease, and where its packets leave the node.
 
     Attributes:
         family: 4 or 6.
         address: The pod's address, without prefix length.
-        eni: The ENI that EC2 routes the address to; empty for ``egress``.
+        eni: The ENI that EC2 routes the address to; empty for ``egress``, and while it is not known yet.
         card: Network card index of the ENI.
         device: Device index of the ENI on its card.
         table: The Linux routing table of the ENI (254 for the primary ENI).
         kind: ``pool`` (out of the warm pool), ``branch`` (a branch ENI's own) or ``egress`` (node-local).
+        vlan, mac, gateway: Of a branch ENI: its VLAN id (1 to 4094), its MAC and its subnet's router.
+        ifname: The interface inside the pod that has it, where a lease has several; empty for the key's.
     """
 
     family: int
@@ -80,6 +82,17 @@ class Binding(msgspec.Struct, frozen=True, kw_only=True):
     device: int
     table: int
     kind: str = "pool"
+    vlan: int = 0
+    mac: Mac = Mac("")
+    gateway: Address = Address("")
+    ifname: str = ""
+
+
+class CardLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What EC2 allows one network card (``NetworkInfo.NetworkCards``)."""
+
+    card: int
+    enis_max: int
 
 
 class InstanceLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,11 +102,15 @@ class InstanceLimits(msgspec.Struct, frozen=True, kw_only=True):
         enis_max: Network interfaces on the default card.
         ipv4_per_eni: Addresses per interface, the interface's own primary included.
         is_nitro: Whether /28 prefixes can be assigned.
+        ipv6_per_eni: IPv6 addresses per interface; 0 when the type has none.
+        cards: Each network card with its own limit, the default card first; empty when not told.
     """
 
     enis_max: int
     ipv4_per_eni: int
     is_nitro: bool = True
+    ipv6_per_eni: int = 0
+    cards: tuple[CardLimits, ...] = ()
 
 
 class EniFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ import msgspec
 
 from vpccni.datapath.objects import Applied, Difference, LinkChange, Observed
 from vpccni.events.codec import Record
+from vpccni.evidence import CacheEvidence, CheckpointFile, KernelEvidence, PodSeen
 from vpccni.model import (
     Cidr,
     EniFacts,
@@ -186,6 +187,15 @@ class KubernetesNode(Protocol):
     async def pod_uids(self) -> frozenset[str]:
         """UIDs of all pods bound to our node, from a fresh (not cached) list. Raises as ``max_pods``."""
 
+    async def pods(self) -> tuple[PodSeen, ...]:
+        """All pods bound to our node with their addresses, from a fresh list. Raises as ``max_pods``."""
+
+    async def policy_endpoints(self) -> tuple[str, ...]:
+        """``namespace/name`` of PolicyEndpoint objects (``networking.k8s.aws/v1alpha1``), some at least.
+
+        Empty when there are none or when the cluster does not know the kind. Raises as ``max_pods``.
+        """
+
     async def close(self) -> None:
         """Release connections. Idempotent."""
 
@@ -195,6 +205,33 @@ class RuntimeCache(Protocol):
 
     async def is_known(self, network: str, container_id: str, ifname: str) -> bool | None:
         """Whether the runtime has a cached result for the key; ``None`` when the cache cannot be read."""
+
+    async def read(self) -> CacheEvidence:
+        """Every entry of the cache, by content. Never raises: what cannot be read is told in the answer."""
+
+
+class Checkpoints(Protocol):
+    """The original's checkpoint files: ``ipam.json``, and ``ipam-nic-<card>.json`` beside it."""
+
+    async def read(self) -> tuple[CheckpointFile, ...]:
+        """Every checkpoint file, that of card 0 first, also when it is absent. Never raises: see ``status``."""
+
+    async def write(self, content: bytes) -> str:
+        """Replace ``ipam.json`` as a whole, synced. Returns the SHA-256 of the content, in hexadecimal.
+
+        Raises:
+            TransientError: ``export_failed``; the old file is as it was.
+        """
+
+
+class Predecessor(Protocol):
+    """amazon-vpc-cni-k8s on this node, as far as it shows without being asked for anything."""
+
+    async def living(self) -> str:
+        """How it shows that its daemon lives (its socket answers); empty when it does not."""
+
+    async def enforced_policies(self) -> tuple[str, ...]:
+        """Network policies that are really enforced: programs pinned in the BPF filesystem; some at least."""
 
 
 class SpooledDel(msgspec.Struct, frozen=True, kw_only=True):
@@ -241,6 +278,17 @@ class Kernel(Protocol):
 
     async def observe(self) -> Observed:
         """Read links, addresses, routes and rules that concern us. No dump happens anywhere else."""
+
+    async def survey(self, veth_prefix: str, netns_paths: Sequence[str]) -> KernelEvidence:
+        """Look for living sandboxes: host veths, their routes, rules and the addresses inside. Changes nothing.
+
+        Args:
+            veth_prefix: A veth whose name is this and 11 hexadecimal digits may be the original's.
+            netns_paths: Namespaces that other sources name, besides those that the adapter finds itself.
+
+        Raises:
+            PermanentError: ``kernel_refused``: nothing can be told.
+        """
 
     async def apply(self, difference: Difference) -> Applied:
         """Bring the kernel nearer to what is desired. Idempotent; additions before deletions."""

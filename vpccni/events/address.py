@@ -11,7 +11,7 @@ class CidrsOwned(msgspec.Struct, frozen=True, kw_only=True):
     """EC2 routes these CIDRs to this ENI. One event per reply of EC2.
 
     Attributes:
-        source: ``reply`` to our own call, or ``describe``.
+        source: ``reply`` to our own call, ``observed`` (our call's outcome, read later), or ``describe``.
     """
 
     eni: EniId

@@ -22,9 +22,11 @@ class UnknownEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Event = (
-    node.AgentStarted
+    node.LogCreated
+    | node.AgentStarted
     | node.BootChanged
     | node.InstanceObserved
+    | node.InstanceDoubted
     | node.LimitsObserved
     | node.PolicyObserved
     | node.MaxPodsObserved
@@ -51,14 +53,22 @@ Event = (
     | address.CidrCleared
     | sandbox.AddRequested
     | sandbox.AddressAssigned
+    | sandbox.AddressHeld
+    | sandbox.LeaseLocated
+    | sandbox.LeaseIdentified
     | sandbox.SandboxWired
     | sandbox.AddFailed
     | sandbox.LeaseEnded
     | sandbox.SandboxUnwired
-    | sandbox.LeaseQuarantined
-    | sandbox.LeaseWitnessed
+    | sandbox.LeaseSuspected
+    | sandbox.LeaseCleared
+    | sandbox.AddressUnexplained
+    | adoption.NodeSurveyed
+    | adoption.OtherAgentObserved
     | adoption.CheckpointImported
     | adoption.CheckpointExported
+    | adoption.ModeChanged
+    | adoption.ForeignObjectRemoved
     | decision.PlanMade
     | UnknownEvent
 )
@@ -87,9 +97,11 @@ class Shape(msgspec.Struct, frozen=True):
 
 # The stored names. Written by hand, never derived: renaming a class must not orphan a log.
 KINDS: Final[dict[str, Shape]] = {
+    "log_created": Shape(node.LogCreated, 1, False),
     "agent_started": Shape(node.AgentStarted, 1, False),
     "boot_changed": Shape(node.BootChanged, 1, True),
     "instance_observed": Shape(node.InstanceObserved, 1, True),
+    "instance_doubted": Shape(node.InstanceDoubted, 1, False),
     "limits_observed": Shape(node.LimitsObserved, 1, False),
     "policy_observed": Shape(node.PolicyObserved, 1, False),
     "max_pods_observed": Shape(node.MaxPodsObserved, 1, False),
@@ -116,14 +128,22 @@ KINDS: Final[dict[str, Shape]] = {
     "cidr_cleared": Shape(address.CidrCleared, 1, False),
     "add_requested": Shape(sandbox.AddRequested, 1, False),
     "address_assigned": Shape(sandbox.AddressAssigned, 1, True),
+    "address_held": Shape(sandbox.AddressHeld, 1, True),
+    "lease_located": Shape(sandbox.LeaseLocated, 1, True),
+    "lease_identified": Shape(sandbox.LeaseIdentified, 1, True),
     "sandbox_wired": Shape(sandbox.SandboxWired, 1, False),
     "add_failed": Shape(sandbox.AddFailed, 1, False),
     "lease_ended": Shape(sandbox.LeaseEnded, 1, True),
     "sandbox_unwired": Shape(sandbox.SandboxUnwired, 1, False),
-    "lease_quarantined": Shape(sandbox.LeaseQuarantined, 1, False),
-    "lease_witnessed": Shape(sandbox.LeaseWitnessed, 1, False),
-    "checkpoint_imported": Shape(adoption.CheckpointImported, 1, True),
-    "checkpoint_exported": Shape(adoption.CheckpointExported, 1, True),
+    "lease_suspected": Shape(sandbox.LeaseSuspected, 1, False),
+    "lease_cleared": Shape(sandbox.LeaseCleared, 1, False),
+    "address_unexplained": Shape(sandbox.AddressUnexplained, 1, False),
+    "node_surveyed": Shape(adoption.NodeSurveyed, 1, True),
+    "other_agent_observed": Shape(adoption.OtherAgentObserved, 1, False),
+    "checkpoint_imported": Shape(adoption.CheckpointImported, 1, False),
+    "checkpoint_exported": Shape(adoption.CheckpointExported, 1, False),
+    "mode_changed": Shape(adoption.ModeChanged, 1, True),
+    "foreign_object_removed": Shape(adoption.ForeignObjectRemoved, 1, False),
     "plan_made": Shape(decision.PlanMade, 1, False),
 }
 

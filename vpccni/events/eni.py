@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
 from vpccni.model import EniFacts, EniId
-
-Phase = Literal["detached", "attached"]
 
 
 class EniAdopted(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,14 +13,16 @@ class EniAdopted(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         facts: What EC2 said; its ``cidrs`` are empty here, ownership is ``CidrsOwned``.
         managed: Whether addresses of it may be assigned and changed by us.
-        origin: ``created`` by us, or ``found`` attached.
+        origin: ``created`` by us, ``found`` attached, or ``left_behind`` (unattached, to be deleted).
         table: Its Linux routing table (254 for the primary ENI).
+        eni_config: Name of the ENIConfig that chose its subnet and groups; empty for none.
     """
 
     facts: EniFacts
     managed: bool
     origin: str
     table: int = 0
+    eni_config: str = ""
 
 
 class EniAttached(msgspec.Struct, frozen=True, kw_only=True):

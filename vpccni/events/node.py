@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
-from vpccni.model import Cidr, InstanceFacts, InstanceLimits, Stamp, SubnetId
+from vpccni.model import Cidr, InstanceFacts, InstanceId, InstanceLimits, Stamp, SubnetId
+
+LIMITS_REVISION: Final = 1
+"""Grows when the program learns to read further limits: older readings are then taken again."""
+
+
+class LogCreated(msgspec.Struct, frozen=True, kw_only=True):
+    """The first event of every log.
+
+    Attributes:
+        log_id: Random, 32 hexadecimal digits: by it a fleet tells logs apart, and we know our own exports.
+    """
+
+    log_id: str
 
 
 class AgentStarted(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,18 +42,36 @@ class BootChanged(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstanceObserved(msgspec.Struct, frozen=True, kw_only=True):
-    """IMDS told which machine this is. ``changed`` when the log knew another one before."""
+    """IMDS told which machine this is; said again once in each boot, as proof of identity.
+
+    Attributes:
+        changed: The log knew another machine before: its leases end, its ENIs are not ours.
+        readings: How many readings of IMDS in a row said so.
+    """
 
     instance: InstanceFacts
     changed: bool = False
+    readings: int = 1
+
+
+class InstanceDoubted(msgspec.Struct, frozen=True, kw_only=True):
+    """IMDS names another machine than the log knows, and there is no proof: EC2 is not changed meanwhile."""
+
+    instance: InstanceId
+    detail: str = ""
 
 
 class LimitsObserved(msgspec.Struct, frozen=True, kw_only=True):
-    """What the instance type allows."""
+    """What the instance type allows.
+
+    Attributes:
+        revision: Which limits the program that read them knew: see :data:`LIMITS_REVISION`.
+    """
 
     type: str
     limits: InstanceLimits
     source: str = "ec2"
+    revision: int = 0
 
 
 class PolicyObserved(msgspec.Struct, frozen=True, kw_only=True):

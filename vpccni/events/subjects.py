@@ -11,8 +11,8 @@ Subject = tuple[str, str]
 ``lease`` (its id), ``intent`` (its id)."""
 
 
-def _sandbox(key: SandboxKey, pod: PodRef) -> list[Subject]:
-    found = [("container", key.container_id)]
+def _sandbox(key: SandboxKey | None, pod: PodRef) -> list[Subject]:
+    found = [("container", key.container_id)] if key is not None and key.container_id else []
     if pod.name:
         found.append(("pod", f"{pod.namespace}/{pod.name}"))
     if pod.uid:
@@ -35,6 +35,14 @@ def subjects_of(seq: int, event: Event) -> list[Subject]:
     match event:
         case sandbox.AddressAssigned():
             found = [("lease", str(seq)), *_sandbox(event.key, event.pod), *_bindings(event.bindings)]
+        case sandbox.AddressHeld():
+            found = [("lease", str(seq)), *_sandbox(None, event.pod), *_bindings(event.bindings)]
+        case sandbox.LeaseLocated():
+            found = [("lease", str(event.lease)), *_bindings(event.bindings)]
+        case sandbox.LeaseIdentified():
+            found = [("lease", str(event.lease)), *_sandbox(event.key, event.pod)]
+        case sandbox.AddressUnexplained():
+            found = [("address", one) for one in event.addresses]
         case sandbox.LeaseEnded():
             found = [("lease", str(event.lease)), *_sandbox(event.key, event.pod)]
             found += _bindings(event.bindings)
@@ -47,8 +55,8 @@ def subjects_of(seq: int, event: Event) -> list[Subject]:
         case (
             sandbox.SandboxWired()
             | sandbox.SandboxUnwired()
-            | sandbox.LeaseQuarantined()
-            | sandbox.LeaseWitnessed()
+            | sandbox.LeaseSuspected()
+            | sandbox.LeaseCleared()
         ):
             found = [("lease", str(event.lease))]
         case address.CidrsOwned() | address.CidrsReleased():

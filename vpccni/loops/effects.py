@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from vpccni.errors import OutcomeUnknownError, PermanentError, Reason, TransientError, VpccniError
-from vpccni.events.effect import EffectIntended, EffectKind
+from vpccni.events.effect import DELETE_ON_TERMINATION, EffectIntended, EffectKind
 from vpccni.loops.breakers import Breakers
 from vpccni.loops.write import Writer
 from vpccni.model import EniFacts, InstanceId, IntentId
@@ -157,7 +157,7 @@ class Effects:
                     wanted.eni, self._instance(), device=wanted.device, card=wanted.card
                 )
                 return c.Confirmed(attachment=attachment)
-            case "modify":
+            case "modify" if wanted.attribute == DELETE_ON_TERMINATION:
                 await ec2.set_delete_on_termination(wanted.eni, wanted.attachment)
             case "assign":
                 return c.Confirmed(cidrs=await ec2.assign_addresses(wanted.eni, wanted.count))
@@ -170,6 +170,8 @@ class Effects:
                 await ec2.delete_eni(wanted.eni)
             case "tag":
                 await ec2.tag_eni(wanted.eni, wanted.tags)
+            case _:
+                raise PermanentError(Reason.LOG_NEWER, f"effect {wanted.kind} of a later release")
         return c.Confirmed()
 
     async def _create(self, ec2: Ec2, wanted: EffectIntended) -> EniFacts:
@@ -240,6 +242,8 @@ class Effects:
                 return await self._find_assigned(ec2, wanted)
             case "unassign":
                 return await self._find_unassigned(ec2, wanted)
+            case _:
+                raise PermanentError(Reason.LOG_NEWER, f"effect {wanted.kind} of a later release")
 
     async def _find_created(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
         """By our own creation tag first: then also an EC2 that ignores the token cannot give us two."""

@@ -12,7 +12,7 @@ attached   created by us, not kept safe    modify (DeleteOnTermination)
 
 from __future__ import annotations
 
-from vpccni.events.effect import EffectIntended
+from vpccni.events.effect import DELETE_ON_TERMINATION, EffectIntended
 from vpccni.model import EniId
 from vpccni.projections.state import State
 
@@ -42,7 +42,11 @@ def next_effects(state: State, attach_refused: frozenset[EniId]) -> list[EffectI
             if held.origin == "created" and not held.is_kept_safe and held.attachment:
                 wanted.append(
                     EffectIntended(
-                        kind="modify", eni=eni_id, attachment=held.attachment, reason="delete on termination"
+                        kind="modify",
+                        eni=eni_id,
+                        attachment=held.attachment,
+                        attribute=DELETE_ON_TERMINATION,
+                        reason="delete on termination",
                     )
                 )
             continue

@@ -32,6 +32,7 @@ class Eni(msgspec.Struct, kw_only=True):
         is_retiring: We began to detach it in order to delete it.
         is_kept_safe: It will be deleted with the instance (DeleteOnTermination).
         suspected: How many readings in a row did not list it.
+        eni_config: Name of the ENIConfig that chose its subnet and groups.
         lease_count: Open leases on it.
         released: CIDRs that left it lately, by the record that said so: a Describe that lags still lists them.
         adopted: When it came.
@@ -51,6 +52,7 @@ class Eni(msgspec.Struct, kw_only=True):
     is_retiring: bool = False
     is_kept_safe: bool = False
     suspected: int = 0
+    eni_config: str = ""
     lease_count: int = 0
     adopted: Stamp
     cidrs: dict[Cidr, OwnedCidr]

@@ -10,10 +10,16 @@ from vpccni.model import Binding, LeaseId, PodRef, SandboxKey, Stamp
 
 
 class Lease(msgspec.Struct, kw_only=True):
-    """An open lease.
+    """An open lease, or a hold: an address in use whose sandbox's key is not known.
 
     Attributes:
-        quarantined: Since when a witness says that the sandbox is gone; ``None`` when none does.
+        key: For a hold, its container id is empty.
+        bindings: With their ENI as soon as it is known.
+        origin: ``add``, ``recovered`` or ``imported``.
+        evidence: Which sources showed it, when it did not come from an ADD.
+        since: When the sandbox got the address, as far as known; of an ADD, when it was opened.
+        suspected: Since when a source says that the sandbox is gone; ``None`` when none does.
+        source: That source.
         records: The records that made it what it is, for snapshots.
     """
 
@@ -25,9 +31,22 @@ class Lease(msgspec.Struct, kw_only=True):
     netns_inode: int
     opened: Stamp
     wired: SandboxWired | None = None
-    quarantined: Stamp | None = None
-    witness: str = ""
+    origin: str = "add"
+    evidence: tuple[str, ...] = ()
+    since: Stamp
+    suspected: Stamp | None = None
+    source: str = ""
     records: dict[str, Record]
+
+    @property
+    def is_hold(self) -> bool:
+        """Whether nobody knows the key of its sandbox."""
+        return not self.key.container_id
+
+    @property
+    def is_located(self) -> bool:
+        """Whether the ENI of each of its addresses is known."""
+        return all(binding.eni or binding.kind == "egress" for binding in self.bindings)
 
 
 class Rest(msgspec.Struct, kw_only=True):

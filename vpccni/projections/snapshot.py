@@ -71,7 +71,15 @@ def picture(state: State) -> dict[str, Any]:
     """The state as plain, ordered data: two states are the same if and only if their pictures are."""
     return {
         "node": {
+            "log_id": state.log_id,
             "boot_id": state.boot_id,
+            "identity_boot": state.identity_boot,
+            "doubted": _plain(state.doubted),
+            "survey": [state.survey_seq, _plain(state.survey)],
+            "other_agent": _plain(state.other_agent),
+            "imported": _plain(state.imported),
+            "exported": _plain(state.exported),
+            "mode": state.mode,
             "instance": _plain(state.instance),
             "limits": _plain(state.limits),
             "policy": dict(sorted(state.policy.items())),
@@ -88,6 +96,7 @@ def picture(state: State) -> dict[str, Any]:
                 "facts": _plain(held.facts),
                 "managed": held.managed,
                 "origin": held.origin,
+                "eni_config": held.eni_config,
                 "phase": held.phase,
                 "attachment": held.attachment,
                 "device": held.device,
@@ -114,7 +123,8 @@ def picture(state: State) -> dict[str, Any]:
                 "netns": [lease.netns, lease.netns_inode],
                 "opened": _plain(lease.opened),
                 "wired": _plain(lease.wired),
-                "quarantined": [_plain(lease.quarantined), lease.witness],
+                "origin": [lease.origin, list(lease.evidence), _plain(lease.since)],
+                "suspected": [_plain(lease.suspected), lease.source],
             }
             for key, lease in sorted(state.leases.items())
         },
