@@ -9,7 +9,7 @@ from typing import Final
 from vpccni.adapters.clock import SystemClock
 from vpccni.adapters.log_sqlite import SqliteLog
 from vpccni.events.codec import Record
-from vpccni.events.sandbox import SandboxWired
+from vpccni.events.sandbox import SandboxLink, SandboxWired
 from vpccni.loops.housekeeping import SNAPSHOT_AFTER
 from vpccni.model import PodRef, SandboxKey, Seq, Stamp
 from vpccni.planner import commands as c
@@ -77,16 +77,21 @@ class _History:
         lease = self._do(c.Add(key=key, pod=pod, netns=netns)).lease
         wired = SandboxWired(
             lease=lease,
-            host_ifname=f"eni{container_id[:11]}",
-            host_ifindex=1000 + int(lease) % 100_000,
-            alias=f"aws-cni:{container_id}",
-            host_mac="0a:00:00:00:00:01",
-            pod_mac="0a:00:00:00:00:02",
+            links=(
+                SandboxLink(
+                    ifname="eth0",
+                    host_ifname=f"eni{container_id[:11]}",
+                    host_ifindex=1000 + int(lease) % 100_000,
+                    alias=f"vpccni:{container_id}:eth0",
+                    host_mac="0a:00:00:00:00:01",
+                    pod_mac="0a:00:00:00:00:02",
+                ),
+            ),
             netns=netns,
             netns_inode=4_026_532_000,
         )
         self._do(c.NoteWired(wired))
-        self._do(c.EndLease(key=key, cause="del", witnesses=("runtime",)))
+        self._do(c.EndLease(key=key, cause="del", sources=("runtime",)))
         self._do(c.NoteUnwired((lease,)))
 
     def _do(self, command: c.Command) -> c.Decision:

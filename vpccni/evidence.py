@@ -1,6 +1,7 @@
 """What is found on a node by looking: the kernel, the runtime's cache, checkpoint files, the API server.
 
-Evidence is what a source says, not what is true. ``planner.recovery`` compares the sources and decides.
+Evidence is what a source says, not what is true. :mod:`vpccni.recovery` compares the sources and comes to a
+*verdict*: which leases and holds are to be opened, which end, and what nothing explains.
 
 * *source*: one place to look (``kernel``, ``runtime_cache``, ``checkpoint``, ``api_server``).
 * *host veth*: the node's end of a pod's interface: ours by its alias, the original's by its name.
@@ -14,7 +15,8 @@ from typing import Final
 
 import msgspec
 
-from vpccni.model import Address, Mac, PodRef, SandboxKey
+from vpccni.events.sandbox import SandboxLink
+from vpccni.model import MAIN_TABLE, Address, LeaseId, Mac, PodRef, SandboxKey
 
 KERNEL: Final = "kernel"
 RUNTIME_CACHE: Final = "runtime_cache"
@@ -174,3 +176,59 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     pods: tuple[PodSeen, ...] | None = None
     newest_spool_ns: int = 0
     sources: dict[str, str] = {}
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody uses an address.
+
+    Attributes:
+        key: ``None`` for a hold.
+        veth: The host end, when the kernel shows one; its alias is the one that it has, or is to get.
+        origin: ``recovered`` or ``imported``.
+        since_ns: When the sandbox got the address, wall time; 0 when nothing tells.
+        detail: For a hold: why it is one.
+    """
+
+    key: SandboxKey | None
+    pod: PodRef
+    address: Address
+    table: int = MAIN_TABLE
+    netns: str = ""
+    netns_inode: int = 0
+    ifname: str = "eth0"
+    veth: SandboxLink | None = None
+    origin: str = "recovered"
+    evidence: tuple[str, ...] = ()
+    since_ns: int = 0
+    detail: str = ""
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """A lease of the log that does not hold any more, and who says so."""
+
+    lease: LeaseId
+    cause: str
+    sources: tuple[str, ...]
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What a search of the node comes to.
+
+    Attributes:
+        claims: To be opened: the log does not have them.
+        endings: Leases of the log whose address another sandbox has.
+        unlisted: Leases of the log that a newer checkpoint of the original no longer lists: one source.
+        unexplained: Host veths whose address nothing shows.
+        last_use_ns: The latest trace of any use of an address, wall time; ``None`` for no trace at all.
+        imported: The checkpoint files that were read.
+        notes: What was left out and why.
+    """
+
+    claims: tuple[Claim, ...] = ()
+    endings: tuple[Ending, ...] = ()
+    unlisted: frozenset[LeaseId] = frozenset()
+    unexplained: tuple[HostVeth, ...] = ()
+    last_use_ns: int | None = None
+    imported: tuple[CheckpointFile, ...] = ()
+    sources: dict[str, str] = {}
+    notes: tuple[str, ...] = ()

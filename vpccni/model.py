@@ -28,6 +28,8 @@ IntentId = NewType("IntentId", int)
 
 MAIN_TABLE: Final = 254
 """Linux ``RT_TABLE_MAIN``: the table of the primary ENI."""
+_CARD_TABLES: Final = 10_000
+"""Tables of ENIs on further network cards begin here, a hundred for each card."""
 
 
 class Stamp(msgspec.Struct, frozen=True, array_like=True):
@@ -149,7 +151,14 @@ def route_table_of(card: int, device: int) -> int:
     """Routing table of an ENI: 254 for the primary; device + 1 on card 0; 10000 + 100 x card + device."""
     if card == 0:
         return MAIN_TABLE if device == 0 else device + 1
-    return 10000 + 100 * card + device
+    return _CARD_TABLES + 100 * card + device
+
+
+def device_of_table(table: int) -> tuple[int, int]:
+    """Card and device index that a routing table stands for: the inverse of :func:`route_table_of`."""
+    if table >= _CARD_TABLES:
+        return divmod(table - _CARD_TABLES, 100)
+    return (0, table - 1) if 1 < table < MAIN_TABLE else (0, 0)
 
 
 def parse_address(text: str) -> Address:

@@ -53,12 +53,19 @@ INSTANCE = InstanceFacts(
     vpc_cidrs=(Cidr("10.0.0.0/16"),),
 )
 
+LINK = sandbox.SandboxLink(
+    ifname="eth0", host_ifname="eni1a2b3c4d5e6", host_ifindex=12, alias="vpccni:c0ffee:eth0"
+)
+NOW = Stamp(1_700_000_000_000_000_000, 77, BOOT)
+
 EVENTS: tuple[Event, ...] = (
+    node.LogCreated(log_id="6f" * 16),
     node.AgentStarted(boot_id=BOOT, version="0.1.0"),
     node.BootChanged(
         old="an-older-boot", new=BOOT, last=Stamp(1_700_000_000_000_000_000, 77, "an-older-boot")
     ),
     node.InstanceObserved(instance=INSTANCE),
+    node.InstanceDoubted(instance=InstanceId("i-0ffffffffffffffff"), detail="one reading"),
     node.LimitsObserved(type="m5.large", limits=InstanceLimits(enis_max=3, ipv4_per_eni=10)),
     node.PolicyObserved(settings={"WARM_IP_TARGET": "3", "MINIMUM_IP_TARGET": "10"}),
     node.MaxPodsObserved(max_pods=29, source="kubelet"),
@@ -89,18 +96,26 @@ EVENTS: tuple[Event, ...] = (
     sandbox.AddressAssigned(
         key=KEY, pod=POD, bindings=(BINDING,), netns="/var/run/netns/cni-1", netns_inode=4
     ),
-    sandbox.SandboxWired(
-        lease=LeaseId(29), host_ifname="eni1a2b3c4d5e6", host_ifindex=12, alias="aws-cni:c0ffee"
+    sandbox.AddressHeld(
+        bindings=(BINDING,), netns="/var/run/netns/cni-2", evidence=("kernel",), since=NOW, detail="no key"
     ),
+    sandbox.LeaseLocated(lease=LeaseId(29), bindings=(BINDING,)),
+    sandbox.LeaseIdentified(lease=LeaseId(29), key=KEY, pod=POD, source="add"),
+    sandbox.SandboxWired(lease=LeaseId(29), links=(LINK,)),
     sandbox.AddFailed(key=KEY, pod=POD, reason="netns_gone", detail="ENOENT", lease=LeaseId(29)),
     sandbox.LeaseEnded(
-        lease=LeaseId(29), cause="del", key=KEY, pod=POD, bindings=(BINDING,), witnesses=("runtime",)
+        lease=LeaseId(29), cause="del", key=KEY, pod=POD, bindings=(BINDING,), sources=("runtime",)
     ),
     sandbox.SandboxUnwired(lease=LeaseId(29)),
-    sandbox.LeaseQuarantined(lease=LeaseId(29), witness="netns"),
-    sandbox.LeaseWitnessed(lease=LeaseId(29), witness="api"),
+    sandbox.LeaseSuspected(lease=LeaseId(29), source="netns"),
+    sandbox.LeaseCleared(lease=LeaseId(29), source="api"),
+    sandbox.AddressUnexplained(ifname="eni1a2b3c4d5e6", ifindex=12, detail="no route"),
+    adoption.NodeSurveyed(why="new_log", leases=2, holds=1, sources={"kernel": "read"}, last_use=NOW),
+    adoption.OtherAgentObserved(is_alive=True, detail="ipamd.sock answers"),
     adoption.CheckpointImported(digest="ab" * 32, allocations=12),
     adoption.CheckpointExported(digest="cd" * 32, allocations=11),
+    adoption.ModeChanged(mode="hand_back", reason="asked for"),
+    adoption.ForeignObjectRemoved(kind="rule", text="512: from all to 10.0.3.7 lookup main"),
     decision.PlanMade(reason="1 free, target 3", steps=("assign 2 on " + ENI,), constraints=("attach: 4 s",)),
 )
 """In the order of ``codec.KINDS``; the golden log of a release is made of them, never change one."""

@@ -39,7 +39,7 @@ ENI = {
 }  # fmt: skip
 POD = {
     "namespace": "default", "name": "web-1", "uid": "u1", "addresses": ["10.0.0.5"], "eni": "eni-1", "device": 0,
-    "host_ifname": "eni12345678901", "lease": 16, "since": "2026-01-01T00:00:00Z", "age_s": 181.0, "quarantined": "",
+    "host_ifname": "eni12345678901", "lease": 16, "since": "2026-01-01T00:00:00Z", "age_s": 181.0, "suspected": "",
 }  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def test_json_is_what_the_agent_said_and_nothing_else(agent, run, view):
 
 
 def test_pods_shows_who_has_which_address(agent, run):
-    agent.said["/v1/pods"] = [POD, POD | {"addresses": ["10.0.0.6"], "quarantined": "kernel"}]
+    agent.said["/v1/pods"] = [POD, POD | {"addresses": ["10.0.0.6"], "suspected": "kernel"}]
     code, out, _ = run("pods", "--socket", agent.path)
     assert code == 0
     assert out.splitlines()[1].split() == ["10.0.0.5", "default/web-1", "0", "eni12345678901", "3m", "16"]

@@ -118,8 +118,8 @@ def test_every_holder_of_an_address_is_named_from_beginning_to_end(log, answer):
         ("last", "2026-03-01T10:40:20.000000Z", None),
     ]
     assert [one["end"] for one in leases] == [
-        {"cause": "del", "witnesses": ["runtime"]},
-        {"cause": "boot", "witnesses": []},
+        {"cause": "del", "sources": ["runtime"]},
+        {"cause": "reboot", "sources": []},
         None,
     ]
     assert leases[0]["container_id"] == "container-web"
@@ -131,7 +131,7 @@ def test_every_holder_of_an_address_is_named_from_beginning_to_end(log, answer):
 def test_an_address_whose_add_failed_tells_why(log, answer):
     db, late, filler = answer(log, "whohad", "10.0.0.11")["leases"]
     assert [one["pod"]["name"] for one in (db, late, filler)] == ["db", "late", "filler"]
-    assert late["end"] == {"cause": "undo", "witnesses": ["never_wired"]}
+    assert late["end"] == {"cause": "add_failed", "sources": []}
     assert (late["add_failed"], late["wired"]) == ("netns_gone", None)
 
 
@@ -233,7 +233,7 @@ def test_a_failed_pod_tells_why(log, replay):
     code, out, _ = replay(log, "pod", "shop/late")
     assert code == 0
     assert "ADD failed for shop/late: netns_gone: ENOENT" in out
-    assert "undo, its ADD failed and was undone [never_wired]" in out
+    assert "add_failed, its ADD failed and was undone" in out
 
 
 def test_a_pod_that_does_not_occur(log, replay):

@@ -128,7 +128,7 @@ class NodeMachine(RuleBasedStateMachine):
             elif isinstance(event, LeaseEnded):
                 for binding in event.bindings:
                     assert self.holder.pop(binding.address) == event.lease
-                    if "never_wired" not in event.witnesses:
+                    if event.was_wired:
                         self.ended[binding.address] = (self.true_s, self.forward_s, self.boots)
         self.seen = len(self.node.records)
 
@@ -207,7 +207,7 @@ class NodeMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def delete(self, name):
-        self.ask(c.EndLease(key=key_of(name), cause="del", witnesses=("runtime",)))
+        self.ask(c.EndLease(key=key_of(name), cause="del", sources=("runtime",)))
         assert self.node.state.lease_of(key_of(name)) is None
         again = self.node.decide(c.EndLease(key=key_of(name), cause="del"))
         assert again == c.Decision(), "a second DEL succeeds and does nothing"
@@ -222,7 +222,7 @@ class NodeMachine(RuleBasedStateMachine):
             c.EndLease(
                 key=lease.key,
                 cause="del",
-                witnesses=("spool",),
+                sources=("spool",),
                 written_boot_id=now.boot_id,
                 written_boottime_ns=written,
             )
@@ -237,13 +237,13 @@ class NodeMachine(RuleBasedStateMachine):
     @rule(data=st.data(), is_alive=st.booleans())
     def doubt(self, data, is_alive):
         lease = self.some_lease(data)
-        self.keeps_leases(c.NoteWitness(lease=lease.id, witness="kernel", is_alive=is_alive))
+        self.keeps_leases(c.NoteEvidence(lease=lease.id, source="kernel", is_alive=is_alive))
 
-    @precondition(lambda self: any(one.quarantined for one in self.node.state.leases.values()))
+    @precondition(lambda self: any(one.suspected for one in self.node.state.leases.values()))
     @rule()
     def sweep(self):
-        lease = next(one for one in self.node.state.leases.values() if one.quarantined)
-        self.ask(c.EndByWitnesses(lease=lease.id, witnesses=("kernel", "api server")))
+        lease = next(one for one in self.node.state.leases.values() if one.suspected)
+        self.ask(c.EndBySources(lease=lease.id, sources=("kernel", "api server")))
 
     # -- EC2 --------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ def pods_view(state: State, now: Stamp) -> list[dict[str, Any]]:
             "lease": lease.id,
             "since": time_text(lease.opened),
             "age_s": round(state.elapsed_s(lease.opened, now), 1),
-            "quarantined": lease.witness,
+            "suspected": lease.source,
         }
         for lease in state.leases.values()
     ]

@@ -137,7 +137,7 @@ def pods(socket: SocketOption = None, node: NodeOption = None, as_json: JsonOpti
             pod["host_ifname"] or "-",
             _age_text(pod["age_s"]),
             str(pod["lease"]),
-            Text(f"in doubt: {pod['quarantined']}", style="red") if pod["quarantined"] else "",
+            Text(f"in doubt: {pod['quarantined']}", style="red") if pod["suspected"] else "",
         ]
         for pod in said
     ]

@@ -80,8 +80,8 @@ class LeaseSweep:
         # Only uninterrupted absence counts: seen alive once, a sandbox has to be missed twice again.
         self._gone_since = {lease.id: self._gone_since.get(lease.id, now) for lease in gone}
         for lease in old:
-            if lease.quarantined is not None and lease not in gone and lease.witness != "gc":
-                await self._writer.submit(c.NoteWitness(lease=lease.id, witness="kernel", is_alive=True))
+            if lease.suspected is not None and lease not in gone and lease.source != "gc":
+                await self._writer.submit(c.NoteEvidence(lease=lease.id, source="kernel", is_alive=True))
         uids = await self._fresh_uids() if gone else None
         for lease in gone:
             await self._judge(lease, uids, now)
@@ -100,18 +100,18 @@ class LeaseSweep:
 
     async def _judge(self, lease: Lease, uids: frozenset[str] | None, now: Stamp) -> None:
         state = self._writer.state
-        if lease.quarantined is None:
-            note = c.NoteWitness(lease=lease.id, witness="kernel", is_alive=False, detail="no veth, no netns")
+        if lease.suspected is None:
+            note = c.NoteEvidence(lease=lease.id, source="kernel", is_alive=False, detail="no veth, no netns")
             await self._writer.submit(note)
             return
         # The kernel's own first sight: the runtime's word, however old, is not one. A quarantine by the
         # kernel was its first sight, also when an agent before this one had it.
         first_sight = self._gone_since[lease.id]
-        if lease.witness == "kernel":
-            first_sight = lease.quarantined
+        if lease.source == "kernel":
+            first_sight = lease.suspected
         if state.elapsed_s(first_sight, now) < SECOND_SIGHT_S:
             return
-        second = "gc" if lease.witness == "gc" or lease.id in self.unlisted else ""
+        second = "gc" if lease.source == "gc" or lease.id in self.unlisted else ""
         if not second and uids is not None and lease.pod.uid and lease.pod.uid not in uids:
             second = "api server"
         if not second:
@@ -130,7 +130,7 @@ class LeaseSweep:
             if not _is_gone(found.get(lease.id)):
                 return
             _log.warning("lease_swept", lease=lease.id, container_id=lease.key.container_id, witness=second)
-            await self._writer.submit(c.EndByWitnesses(lease=lease.id, witnesses=("kernel", second)))
+            await self._writer.submit(c.EndBySources(lease=lease.id, sources=("kernel", second)))
 
 
 def _is_gone(probed: Probed | None) -> bool:
@@ -186,7 +186,7 @@ class Housekeeping:
     async def run_sweep(self) -> NoReturn:
         """The lease sweep, every five minutes or when the runtime's GC asks; again soon while one is doubted."""
         while True:
-            doubted = any(lease.quarantined for lease in self._writer.state.leases.values())
+            doubted = any(lease.suspected for lease in self._writer.state.leases.values())
             try:
                 async with asyncio.timeout(SECOND_SIGHT_S + 1 if doubted else SWEEP_PERIOD_S):
                     await self._sweep_wake.wait()

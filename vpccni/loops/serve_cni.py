@@ -26,9 +26,9 @@ from vpccni.datapath.desired import pod_wiring
 from vpccni.datapath.difference import unwire, wire
 from vpccni.datapath.objects import DatapathSettings, Difference, SandboxSeen
 from vpccni.errors import Reason, Refused, TransientError, VpccniError
-from vpccni.events.sandbox import SandboxWired
+from vpccni.events.sandbox import SandboxLink, SandboxWired
 from vpccni.loops.wiring import attached_enis, lease_wiring, rest_wiring
-from vpccni.loops.write import Writer
+from vpccni.loops.write import AddRefusedError, Writer
 from vpccni.model import LeaseId, SandboxKey, Stamp
 from vpccni.planner import commands as c
 from vpccni.ports import Clock, Kernel, Spool, SpooledDel
@@ -207,7 +207,8 @@ class CniService:
             raise
         except VpccniError as error:
             # A failed wiring was undone by the kernel adapter itself: no packet carried the address.
-            await self._undo(call, error.reason, error.detail, is_repeated, was_wired=False)
+            request = error.request if isinstance(error, AddRefusedError) else -1
+            await self._undo(call, error.reason, error.detail, is_repeated, was_wired=False, request=request)
             raise
         except Exception as error:
             # Nobody knows how far it came: what it may have made is taken down and its address rests.
@@ -233,11 +234,16 @@ class CniService:
             c.NoteWired(
                 SandboxWired(
                     lease=lease.id,
-                    host_ifname=seen.host_ifname,
-                    host_ifindex=seen.host_ifindex,
-                    alias=seen.alias,
-                    host_mac=seen.host_mac,
-                    pod_mac=seen.pod_mac,
+                    links=(
+                        SandboxLink(
+                            ifname=lease.key.ifname,
+                            host_ifname=seen.host_ifname,
+                            host_ifindex=seen.host_ifindex,
+                            alias=seen.alias,
+                            host_mac=seen.host_mac,
+                            pod_mac=seen.pod_mac,
+                        ),
+                    ),
                     netns=netns,
                     netns_inode=seen.netns_inode,
                 )
@@ -246,7 +252,13 @@ class CniService:
         return seen
 
     async def _undo(
-        self, call: Call, reason: Reason, detail: str, is_repeated: bool, was_wired: bool
+        self,
+        call: Call,
+        reason: Reason,
+        detail: str,
+        is_repeated: bool,
+        was_wired: bool,
+        request: int = -1,
     ) -> None:
         """Take back what an ADD did; a lease that may have been acknowledged before stays."""
         refuse = c.RefuseAdd(
@@ -256,6 +268,7 @@ class CniService:
             detail=detail[:500],
             ends_lease=not is_repeated,
             was_wired=was_wired,
+            request=request,
         )
         if is_repeated or reason in (Reason.STOPPING, Reason.TOO_BUSY, Reason.TOO_MANY_WAITING):
             self._writer.post(refuse)
@@ -295,7 +308,7 @@ class CniService:
     async def _record_end(self, call: Call, body: bytes) -> VpccniError | None:
         """A refusal as a value: the group would hide it."""
         try:
-            await self._writer.submit(c.EndLease(key=call.key, cause="del", witnesses=("runtime",)))
+            await self._writer.submit(c.EndLease(key=call.key, cause="del", sources=("runtime",)))
         except VpccniError as error:
             # The log takes nothing just now: the DEL is kept where the executable keeps it, too.
             _log.error("del_spooled", reason=error.reason, detail=error.detail)
@@ -354,7 +367,7 @@ class CniService:
                 c.EndLease(
                     key=key,
                     cause="del",
-                    witnesses=("spool",),
+                    sources=("spool",),
                     written_boot_id=entry.boot_id,
                     written_boottime_ns=entry.boottime_ns,
                 )
@@ -395,12 +408,12 @@ class CniService:
                 continue
             if not is_listed:
                 unlisted.add(lease.id)
-            elif lease.witness != "gc":
+            elif lease.source != "gc":
                 continue
             await self._writer.submit(
-                c.NoteWitness(
+                c.NoteEvidence(
                     lease=lease.id,
-                    witness="gc",
+                    source="gc",
                     is_alive=is_listed,
                     detail="" if is_listed else "not in the GC list",
                 )

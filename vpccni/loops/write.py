@@ -38,7 +38,8 @@ from vpccni.errors import (
 from vpccni.events.codec import Record
 from vpccni.model import Seq, Stamp
 from vpccni.planner import commands as c
-from vpccni.planner.decide import PREVIOUS, decide
+from vpccni.planner.commands import PREVIOUS
+from vpccni.planner.decide import decide
 from vpccni.ports import Clock, EventLog, LogStart
 from vpccni.projections.snapshot import restore, snapshot_of
 from vpccni.projections.state import State
@@ -56,7 +57,13 @@ FULL_RETRY_S: Final = 5.0
 
 
 class AddRefusedError(VpccniError):
-    """An ADD was refused; ``reason`` says why."""
+    """An ADD was refused; ``reason`` says why.
+
+    Attributes:
+        request: The sequence number of its ``AddRequested``; 0 when that is not recorded.
+    """
+
+    request = 0
 
 
 class _Asked(msgspec.Struct):
@@ -248,6 +255,9 @@ class Writer:
                 if not rest.is_standing
             ]
             coming = [left for left in rests if left > 0]
+            inherited = self.state.inherited_s(stamp, cooldown_s)
+            if inherited > 0:
+                coming.append(inherited)
             if coming:
                 dues.append(now + min(coming) + 0.001)
         return min(dues) if dues else None
@@ -443,5 +453,7 @@ def _behind(context: c.Context, ahead: int) -> c.Context:
 
 
 def _refuse(asked: _Asked, error: VpccniError) -> None:
+    if isinstance(error, AddRefusedError) and isinstance(asked.command, c.Add):
+        error.request = asked.command.request
     if asked.future is not None and not asked.future.done():
         asked.future.set_exception(error)

@@ -75,6 +75,8 @@ def _first_free(
             continue  # the most of a busy node, told without further ado
         if owned.suspected or cidr in under_release:
             continue
+        if state.inherited_left_s(owned, now, cooldown_s) > 0:
+            continue
         for address in addresses_in(cidr):
             if address in state.by_address:
                 continue

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from vpccni.errors import Reason, Refused
 from vpccni.events.codec import Event
 from vpccni.events.decision import PlanMade
 from vpccni.events.effect import EffectIntended
-from vpccni.events.sandbox import EndCause, SandboxWired
+from vpccni.events.sandbox import SandboxWired
+from vpccni.evidence import Verdict
 from vpccni.model import (
+    Address,
     Cidr,
     EniFacts,
     EniId,
@@ -21,12 +25,20 @@ from vpccni.model import (
 )
 from vpccni.planner.warm_pool import Constraints, PoolPolicy
 
+PREVIOUS: Final = -1
+"""Cause of an event: the one before it in the same decision."""
+
 
 class StartAgent(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent begins to write; ends every lease of another boot."""
+    """An agent begins to write; ends every lease of another boot.
+
+    Attributes:
+        log_id: The id of the log, should it be new; of no meaning otherwise.
+    """
 
     boot_id: str
     version: str
+    log_id: str = ""
 
 
 class Observe(msgspec.Struct, frozen=True):
@@ -36,9 +48,16 @@ class Observe(msgspec.Struct, frozen=True):
 
 
 class ObserveInstance(msgspec.Struct, frozen=True):
-    """IMDS told which machine this is. Another one than before starts the books over."""
+    """IMDS told which machine this is. Another one than before starts the books over, if there is proof.
+
+    Attributes:
+        readings: How many readings in a row have named this instance.
+        has_other_primary: No link here has the MAC of the primary ENI that the log knows.
+    """
 
     instance: InstanceFacts
+    readings: int = 1
+    has_other_primary: bool = False
 
 
 class Add(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +80,8 @@ class RefuseAdd(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         ends_lease: The lease that this ADD opened is undone. False when the ADD was a repetition: the
             lease may have been acknowledged before, and an error now does not end it.
-        was_wired: Packets may have carried the address, so it must rest.
+        was_wired: Packets may have carried the address, so it needs a cooldown.
+        request: The sequence number of its ``AddRequested``; 0 when there is none, -1 when nobody knows.
     """
 
     key: SandboxKey
@@ -71,6 +91,7 @@ class RefuseAdd(msgspec.Struct, frozen=True, kw_only=True):
     ends_lease: bool = True
     was_wired: bool = False
     is_undone: bool = True
+    request: int = -1
 
 
 class NoteWired(msgspec.Struct, frozen=True):
@@ -83,15 +104,28 @@ class EndLease(msgspec.Struct, frozen=True, kw_only=True):
     """CNI DEL, or its spooled form.
 
     Attributes:
+        addresses, netns: What the runtime says that the sandbox had: by both together a hold is found.
         written_boot_id, written_boottime_ns: For a spooled DEL, when it was written: it does not end a
             lease that is younger.
     """
 
     key: SandboxKey
-    cause: EndCause
-    witnesses: tuple[str, ...] = ()
+    cause: str
+    sources: tuple[str, ...] = ()
+    addresses: tuple[Address, ...] = ()
+    netns: str = ""
     written_boot_id: str = ""
     written_boottime_ns: int = 0
+
+
+class Identify(msgspec.Struct, frozen=True, kw_only=True):
+    """A call names the sandbox of a hold, by its address and its namespace."""
+
+    key: SandboxKey
+    pod: PodRef
+    netns: str
+    addresses: tuple[Address, ...]
+    source: str
 
 
 class NoteUnwired(msgspec.Struct, frozen=True):
@@ -100,20 +134,20 @@ class NoteUnwired(msgspec.Struct, frozen=True):
     leases: tuple[LeaseId, ...]
 
 
-class NoteWitness(msgspec.Struct, frozen=True, kw_only=True):
-    """One witness about a lease: gone (quarantine) or alive (end of quarantine)."""
+class NoteEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """One source about a lease: its sandbox is gone (the lease is suspected), or alive (it is cleared)."""
 
     lease: LeaseId
-    witness: str
+    source: str
     is_alive: bool
     detail: str = ""
 
 
-class EndByWitnesses(msgspec.Struct, frozen=True, kw_only=True):
-    """Two independent witnesses agree that the sandbox is gone."""
+class EndBySources(msgspec.Struct, frozen=True, kw_only=True):
+    """Two independent sources agree that the sandbox is gone."""
 
     lease: LeaseId
-    witnesses: tuple[str, str]
+    sources: tuple[str, str]
 
 
 class Intend(msgspec.Struct, frozen=True):
@@ -193,6 +227,39 @@ class NotePlan(msgspec.Struct, frozen=True):
     plan: PlanMade
 
 
+class TakeSurvey(msgspec.Struct, frozen=True, kw_only=True):
+    """The node was searched: open, end and record what the verdict says.
+
+    Attributes:
+        why: See ``NodeSurveyed.why``.
+        is_repeated_anyway: Record it also when nothing is new.
+    """
+
+    why: str
+    verdict: Verdict
+    is_repeated_anyway: bool = False
+
+
+class SetMode(msgspec.Struct, frozen=True):
+    """What the agent is for from now on: one of ``events.adoption.MODES``."""
+
+    mode: str
+    reason: str = ""
+
+
+class NoteOtherAgent(msgspec.Struct, frozen=True):
+    """Another agent serves this node, or no longer does."""
+
+    is_alive: bool
+    detail: str = ""
+
+
+class Note(msgspec.Struct, frozen=True):
+    """History that no decision depends on."""
+
+    events: tuple[Event, ...]
+
+
 class ReportBroken(msgspec.Struct, frozen=True, kw_only=True):
     """A check of our own failed."""
 
@@ -209,8 +276,8 @@ Command = (
     | NoteWired
     | EndLease
     | NoteUnwired
-    | NoteWitness
-    | EndByWitnesses
+    | NoteEvidence
+    | EndBySources
     | Intend
     | Settle
     | ReadEc2
@@ -218,6 +285,11 @@ Command = (
     | NoteLinks
     | NotePlan
     | ReportBroken
+    | Identify
+    | TakeSurvey
+    | SetMode
+    | NoteOtherAgent
+    | Note
 )
 
 

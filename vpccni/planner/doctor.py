@@ -49,7 +49,7 @@ def _double_holders(state: State) -> list[Finding]:
 
 
 def _indexes(state: State) -> list[Finding]:
-    by_key = {lease.key: lease_id for lease_id, lease in state.leases.items()}
+    by_key = {lease.key: lease_id for lease_id, lease in state.leases.items() if not lease.is_hold}
     by_address = {
         binding.address: lease_id for lease_id, lease in state.leases.items() for binding in lease.bindings
     }
@@ -72,15 +72,16 @@ def _leases_on_books(state: State) -> list[Finding]:
     found = []
     for lease in state.leases.values():
         for binding in lease.bindings:
-            if binding.kind != "pool":
-                continue
+            if binding.kind != "pool" or not binding.eni:
+                continue  # a recovered one whose ENI EC2 has not told yet
             held = state.enis.get(binding.eni)
             if held is None:
                 detail = f"lease {lease.id} is on {binding.eni}, which is not in the books"
                 found.append(Finding(BROKEN, "lease_without_eni", detail))
             elif not any(_contains(cidr, binding.address) for cidr in held.cidrs):
                 detail = f"{binding.address} of lease {lease.id} is not owned by {binding.eni}"
-                found.append(Finding(BROKEN, "lease_without_cidr", detail))
+                severity = BROKEN if lease.origin == "add" else ODD
+                found.append(Finding(severity, "lease_without_cidr", detail))
     return found
 
 

@@ -44,10 +44,24 @@ def rested_cidrs(state: State, held: Eni, now: Stamp, cooldown_s: float) -> tupl
     found = [
         cidr
         for cidr, owned in held.cidrs.items()
-        if not owned.suspected and cidr not in under_release and is_cidr_rested(state, cidr, now, cooldown_s)
+        if not owned.suspected
+        and cidr not in under_release
+        and is_cidr_free(state, held, cidr, now, cooldown_s)
     ]
     found.sort(key=cidr_span, reverse=True)
     return tuple(found)
+
+
+def is_cidr_free(state: State, held: Eni, cidr: Cidr, now: Stamp, cooldown_s: float) -> bool:
+    """Whether nobody uses the CIDR and nobody may have used it lately, before the log knew of it."""
+    if state.inherited_left_s(held.cidrs[cidr], now, cooldown_s) > 0:
+        return False
+    return is_cidr_rested(state, cidr, now, cooldown_s)
+
+
+def is_leased(state: State, cidr: Cidr) -> bool:
+    """Whether an address of the CIDR has an open lease."""
+    return any(address in state.by_address for address in _used_in(state, cidr))
 
 
 def is_cidr_rested(state: State, cidr: Cidr, now: Stamp, cooldown_s: float) -> bool:
@@ -116,6 +130,12 @@ def _view(
             leased = sum(address in state.by_address for address in _used_in(state, cidr))
             blocked += cidr_size(cidr) - leased
             releasing += cidr_size(cidr) - leased if cidr in under_release else 0
+            continue
+        inherited_s = state.inherited_left_s(owned, now, cooldown_s)
+        if inherited_s > 0:
+            leased = sum(address in state.by_address for address in _used_in(state, cidr))
+            resting += cidr_size(cidr) - leased
+            soon += (cidr_size(cidr) - leased) * (inherited_s <= EC2_DELIVERY_S)
             continue
         for address in _used_in(state, cidr):
             rest = state.rests.get(address)

@@ -105,12 +105,19 @@ class State:
         The log does not know who used the addresses that were on the node before the survey, so each of them
         counts as used until the latest trace of any use.
         """
-        last_use = self.survey.last_use if self.survey is not None else None
-        if last_use is None:
+        left_s = self.inherited_s(now, cooldown_s)
+        if left_s <= 0:
             return 0.0
         event = owned.record.event
         is_new = isinstance(event, address.CidrsOwned) and event.source != "describe"
         if is_new and owned.record.seq > self.survey_seq:
+            return 0.0
+        return left_s
+
+    def inherited_s(self, now: Stamp, cooldown_s: float) -> float:
+        """Seconds until the addresses that were here before the last survey may be used; 0 when they may."""
+        last_use = self.survey.last_use if self.survey is not None else None
+        if last_use is None:
             return 0.0
         return max(0.0, cooldown_s - self.elapsed_s(last_use, now))
 

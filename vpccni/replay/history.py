@@ -13,9 +13,9 @@ from vpccni.events.envelope import GENESIS, Stored
 from vpccni.events.sandbox import (
     AddFailed,
     AddressAssigned,
+    LeaseCleared,
     LeaseEnded,
-    LeaseQuarantined,
-    LeaseWitnessed,
+    LeaseSuspected,
     SandboxWired,
 )
 from vpccni.model import Address, Binding, LeaseId
@@ -83,7 +83,7 @@ class Holding(msgspec.Struct, kw_only=True):
             "wired": iso_text(self.wired.stamp.wall_ns) if self.wired else None,
             "to": iso_text(ended.stamp.wall_ns) if ended else None,
             "to_seq": ended.seq if ended else None,
-            "end": {"cause": end.cause, "witnesses": list(end.witnesses)} if end else None,
+            "end": {"cause": end.cause, "sources": list(end.sources)} if end else None,
             "add_failed": self.failed.event.reason
             if self.failed and isinstance(self.failed.event, AddFailed)
             else None,
@@ -177,7 +177,7 @@ def _add_details(log: LogFile, holding: Holding) -> None:
                 holding.wired = holding.wired or record
             case AddFailed():
                 holding.failed = record
-            case LeaseQuarantined() | LeaseWitnessed():
+            case LeaseSuspected() | LeaseCleared():
                 holding.doubts.append(record)
             case _:
                 pass

@@ -200,7 +200,7 @@ def _leases_text(state: State) -> str:
     rows = []
     for lease in state.leases.values():
         words = [] if lease.wired else ["not wired"]
-        words += [f"in doubt: {lease.witness}"] if lease.quarantined else []
+        words += [f"in doubt: {lease.source}"] if lease.suspected else []
         for binding in lease.bindings:
             since = clock_text(lease.opened.wall_ns)
             rows.append((binding.address, lease.id, since, pod_text(lease.pod), ", ".join(words)))

@@ -109,28 +109,30 @@ def _sandbox_text(event: Event) -> str:
             )
         case sandbox.SandboxUnwired():
             return f"nothing of lease {event.lease} is left in the kernel"
-        case sandbox.LeaseQuarantined():
+        case sandbox.LeaseSuspected():
             detail = f" ({event.detail})" if event.detail else ""
-            return f"lease {event.lease} in doubt: {event.witness} says it is gone{detail}"
-        case sandbox.LeaseWitnessed():
-            return f"lease {event.lease} seen alive by {event.witness}"
+            return f"lease {event.lease} in doubt: {event.source} says it is gone{detail}"
+        case sandbox.LeaseCleared():
+            return f"lease {event.lease} seen alive by {event.source}"
         case _:
             return ""
 
 
 _CAUSES: Final = {
     "del": "the runtime deleted it",
-    "undo": "its ADD failed and was undone",
-    "gc": "two witnesses found the sandbox gone",
-    "boot": "the node was booted",
-    "instance": "the log moved to another machine",
+    "add_failed": "its ADD failed and was undone",
+    "sandbox_gone": "two sources found the sandbox gone",
+    "reboot": "the node was booted",
+    "machine_changed": "the log moved to another machine",
+    "superseded": "another sandbox uses its address",
 }
 
 
 def end_text(event: sandbox.LeaseEnded) -> str:
-    """How a lease ended, with its witnesses."""
-    witnesses = f" [{', '.join(event.witnesses)}]" if event.witnesses else ""
-    return f"{event.cause}, {_CAUSES[event.cause]}{witnesses}"
+    """How a lease ended, with its sources."""
+    sources = f" [{', '.join(event.sources)}]" if event.sources else ""
+    meaning = _CAUSES.get(event.cause, "a cause that a later release knows")
+    return f"{event.cause}, {meaning}{sources}"
 
 
 def _effect_text(event: Event) -> str:

@@ -48,7 +48,7 @@ def test_an_upcaster_leads_from_every_old_shape_to_the_present_one():
 def test_a_stored_event_reads_like_this():
     """Spelled out, because every byte of it is in logs on nodes."""
     event = sandbox.LeaseEnded(
-        lease=LeaseId(7), cause="del", key=KEY, pod=POD, bindings=(), witnesses=("runtime",)
+        lease=LeaseId(7), cause="del", key=KEY, pod=POD, bindings=(), sources=("runtime",)
     )
     stored = seal(Record(Seq(9), Stamp(1, 2, "b"), event, 7), GENESIS)
     assert (stored.kind, stored.version, stored.must_understand) == ("lease_ended", 1, True)

@@ -47,8 +47,8 @@ EXPECTED = {
     "add_failed": [*OF_SANDBOX, ("lease", "29")],
     "lease_ended": [("lease", "29"), *OF_SANDBOX, *OF_BINDING],
     "sandbox_unwired": [("lease", "29")],
-    "lease_quarantined": [("lease", "29")],
-    "lease_witnessed": [("lease", "29")],
+    "lease_suspected": [("lease", "29")],
+    "lease_cleared": [("lease", "29")],
 }
 
 
@@ -98,7 +98,7 @@ def test_outcomes_without_an_eni_are_found_by_their_intent():
 
 
 def test_a_lease_that_ended_without_bindings_is_found_by_its_sandbox():
-    event = sandbox.LeaseEnded(lease=LeaseId(3), cause="undo", key=KEY, pod=PodRef(), bindings=())
+    event = sandbox.LeaseEnded(lease=LeaseId(3), cause="add_failed", key=KEY, pod=PodRef(), bindings=())
     assert subjects_of(5, event) == [("lease", "3"), ("container", KEY.container_id)]
 
 

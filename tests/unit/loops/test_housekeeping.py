@@ -39,14 +39,14 @@ def test_two_witnesses_end_a_lease_after_two_sights_of_the_kernel(witness):
     async def scenario():
         rig = await with_dead_pod(**{witness: True})
         await asyncio.sleep(SWEEP_PERIOD_S)
-        assert rig.held("dead").witness == "kernel"
+        assert rig.held("dead").source == "kernel"
         quarantined_at = rig.now()
         await asyncio.sleep(SECOND_SIGHT_S - 10)
         assert rig.lease("dead") is not None
         await asyncio.sleep(20)
         assert rig.lease("dead") is None
         assert rig.now() - quarantined_at < 2 * SECOND_SIGHT_S
-        assert rig.held("alive").quarantined is None
+        assert rig.held("alive").suspected is None
         ended = json.loads(
             next(stored.body for stored in rig.store.events if stored.kind == "lease_ended").decode()
         )
@@ -60,7 +60,7 @@ def test_the_kernel_alone_never_ends_a_lease():
     async def scenario():
         rig = await with_dead_pod()
         await asyncio.sleep(HOUR)
-        assert rig.held("dead").witness == "kernel"
+        assert rig.held("dead").source == "kernel"
         await rig.stop()
 
     run_virtual(scenario())
@@ -118,10 +118,10 @@ def test_a_sandbox_that_is_seen_again_is_doubted_no_longer():
     async def scenario():
         rig = await with_dead_pod(api=True)
         await asyncio.sleep(SWEEP_PERIOD_S)
-        assert rig.held("dead").witness == "kernel"
+        assert rig.held("dead").source == "kernel"
         await rig.add("dead")
         await asyncio.sleep(HOUR)
-        assert rig.held("dead").quarantined is None
+        assert rig.held("dead").suspected is None
         await rig.stop()
 
     run_virtual(scenario())
@@ -132,7 +132,7 @@ def test_the_runtimes_list_and_two_sights_of_the_kernel_end_a_lease():
         rig = await with_dead_pod()
         await asyncio.sleep(SECOND_SIGHT_S + 1)  # Young leases are not doubted.
         await rig.gc("alive")
-        assert rig.held("dead").witness == "gc"
+        assert rig.held("dead").source == "gc"
         await asyncio.sleep(SECOND_SIGHT_S - 5)
         assert rig.lease("dead") is not None
         await asyncio.sleep(20)
@@ -166,7 +166,7 @@ def test_a_list_that_comes_after_the_kernels_doubt_is_the_second_witness():
     async def scenario():
         rig = await with_dead_pod()
         await asyncio.sleep(SWEEP_PERIOD_S + 10)
-        assert rig.held("dead").witness == "kernel"
+        assert rig.held("dead").source == "kernel"
         await rig.gc("alive")
         await asyncio.sleep(2 * SECOND_SIGHT_S)
         assert rig.lease("dead") is None

@@ -552,13 +552,13 @@ def test_gc_doubts_what_is_not_listed_and_stops_doubting_what_is_listed_again():
         for pod in ("a", "b"):
             await rig.add(pod)
         assert await rig.gc("a") == (200, {})
-        assert rig.held("b").witness == ""  # The list may be older than the lease.
+        assert rig.held("b").source == ""  # The list may be older than the lease.
         await asyncio.sleep(serve_cni.GC_LATE_S + 1)
         assert await rig.gc("a") == (200, {})
-        assert rig.held("a").witness == ""
-        assert rig.held("b").witness == "gc"
+        assert rig.held("a").source == ""
+        assert rig.held("b").source == "gc"
         assert await rig.gc("a", "b") == (200, {})
-        assert rig.held("b").witness == ""
+        assert rig.held("b").source == ""
         await rig.stop()
 
     run_virtual(scenario())
@@ -571,7 +571,7 @@ def test_gc_without_a_list_or_of_another_network_doubts_nobody():
         assert await rig.verb("GC") == (200, {})
         config = {"cniVersion": "1.1.0", "name": "other", "cni.dev/valid-attachments": []}
         assert await rig.send({"command": "GC", "config": config}) == (200, {})
-        assert rig.held("a").witness == ""
+        assert rig.held("a").source == ""
         await rig.stop()
 
     run_virtual(scenario())

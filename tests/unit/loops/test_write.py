@@ -41,7 +41,7 @@ def add(name: str) -> c.Add:
 
 
 def end(name: str) -> c.EndLease:
-    return c.EndLease(key=key_of(name), cause="del", witnesses=("runtime",))
+    return c.EndLease(key=key_of(name), cause="del", sources=("runtime",))
 
 
 def fail(name: str) -> c.RefuseAdd:

@@ -163,9 +163,9 @@ def test_an_add_waits_until_the_limits_are_known(node):
 
 def test_a_del_ends_the_lease_and_names_its_witness(node):
     lease = node.add("a").lease
-    answer = node.ask(c.EndLease(key=key_of("a"), cause="del", witnesses=("runtime",)))
+    answer = node.ask(c.EndLease(key=key_of("a"), cause="del", sources=("runtime",)))
     ((event, cause),) = answer.events
-    assert (event.lease, event.cause, event.witnesses, cause) == (lease, "del", ("runtime",), lease)
+    assert (event.lease, event.cause, event.sources, cause) == (lease, "del", ("runtime",), lease)
     assert answer.lease == lease
 
 
@@ -190,7 +190,7 @@ def test_a_spooled_del_ends_no_lease_that_is_younger(node, boot, age_s, ends):
     command = c.EndLease(
         key=key_of("a"),
         cause="del",
-        witnesses=("spool",),
+        sources=("spool",),
         written_boot_id=boot,
         written_boottime_ns=node.now.boottime_ns - age_s * SECOND,
     )
@@ -228,16 +228,16 @@ def test_a_refused_add_leaves_no_trace_in_a_log_that_is_newer(node):
 
 def test_one_witness_quarantines_and_two_end(node):
     lease = node.add("a").lease
-    gone = c.NoteWitness(lease=lease, witness="kernel", is_alive=False)
-    alive = c.NoteWitness(lease=lease, witness="kernel", is_alive=True)
+    gone = c.NoteEvidence(lease=lease, source="kernel", is_alive=False)
+    alive = c.NoteEvidence(lease=lease, source="kernel", is_alive=True)
     assert kinds(node.ask(alive)) == []
-    assert kinds(node.ask(gone)) == [sandbox.LeaseQuarantined]
+    assert kinds(node.ask(gone)) == [sandbox.LeaseSuspected]
     assert kinds(node.ask(gone)) == [], "said once"
     assert lease in node.state.leases
-    assert kinds(node.ask(alive)) == [sandbox.LeaseWitnessed]
-    assert kinds(node.ask(gone)) == [sandbox.LeaseQuarantined]
-    assert kinds(node.ask(c.EndByWitnesses(lease=lease, witnesses=("kernel", "api")))) == [sandbox.LeaseEnded]
-    assert kinds(node.ask(c.EndByWitnesses(lease=lease, witnesses=("kernel", "api")))) == []
+    assert kinds(node.ask(alive)) == [sandbox.LeaseCleared]
+    assert kinds(node.ask(gone)) == [sandbox.LeaseSuspected]
+    assert kinds(node.ask(c.EndBySources(lease=lease, sources=("kernel", "api")))) == [sandbox.LeaseEnded]
+    assert kinds(node.ask(c.EndBySources(lease=lease, sources=("kernel", "api")))) == []
 
 
 def test_what_is_not_standing_is_not_unwired_twice(node):
@@ -488,7 +488,7 @@ def test_a_boot_ends_every_lease_and_every_veth(node):
     node.boot("boot-2")
     changed, ended, unwired, started = node.records[-4:]
     assert changed.event == n.BootChanged(old="boot-1", new="boot-2", last=last)
-    assert (ended.event.cause, ended.cause) == ("boot", changed.seq)
+    assert (ended.event.cause, ended.cause) == ("reboot", changed.seq)
     assert (type(unwired.event), unwired.cause) == (sandbox.SandboxUnwired, changed.seq)
     assert type(started.event) is n.AgentStarted
     assert not node.state.leases
@@ -505,7 +505,7 @@ def test_another_machine_starts_the_books_over(two):
     assert state.instance == instance(2)
     ended = next(r for r in two.records if isinstance(r.event, sandbox.LeaseEnded))
     assert isinstance(ended.event, sandbox.LeaseEnded)
-    assert ended.event.cause == "instance"
+    assert ended.event.cause == "machine_changed"
 
 
 def test_the_same_machine_is_recorded_when_something_about_it_changed(node):

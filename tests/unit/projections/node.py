@@ -8,7 +8,7 @@ from vpccni.errors import Refused
 from vpccni.events import node as n
 from vpccni.events.codec import Event, Record
 from vpccni.events.effect import EffectIntended
-from vpccni.events.sandbox import SandboxWired
+from vpccni.events.sandbox import SandboxLink, SandboxWired
 from vpccni.model import (
     Address,
     Cidr,
@@ -27,7 +27,8 @@ from vpccni.model import (
     SubnetId,
 )
 from vpccni.planner import commands as c
-from vpccni.planner.decide import PREVIOUS, decide
+from vpccni.planner.commands import PREVIOUS
+from vpccni.planner.decide import decide
 from vpccni.planner.warm_pool import Constraints, PoolPolicy
 from vpccni.projections.leases import Lease
 from vpccni.projections.snapshot import restore, snapshot_of
@@ -167,12 +168,19 @@ class Node:
         lease = self.lease(name).id
         self.ask(
             c.NoteWired(
-                SandboxWired(lease=lease, host_ifname=f"eni{name}", host_ifindex=7, alias=f"alias-{name}")
+                SandboxWired(
+                    lease=lease,
+                    links=(
+                        SandboxLink(
+                            ifname="eth0", host_ifname=f"eni{name}", host_ifindex=7, alias=f"alias-{name}"
+                        ),
+                    ),
+                )
             )
         )
 
     def delete(self, name: str) -> LeaseId:
-        answer = self.ask(c.EndLease(key=key_of(name), cause="del", witnesses=("runtime",)))
+        answer = self.ask(c.EndLease(key=key_of(name), cause="del", sources=("runtime",)))
         assert isinstance(answer, c.Decision)
         return answer.lease
 

@@ -23,7 +23,7 @@ def busy() -> Node:
     for name in ("wired", "doubted", "ended"):
         node.run_pod(name)
     node.add("unwired")
-    node.ask(c.NoteWitness(lease=node.lease("doubted").id, witness="kernel", is_alive=False))
+    node.ask(c.NoteEvidence(lease=node.lease("doubted").id, source="kernel", is_alive=False))
     node.end_pod("ended")
     node.wait(5)
     node.run_pod("standing")

@@ -91,7 +91,14 @@ def test_an_ended_lease_rests_and_stands_until_its_veth_is_gone(node):
 
 
 @pytest.mark.parametrize(
-    ("cause", "stands"), [("del", True), ("gc", True), ("boot", False), ("instance", False)]
+    ("cause", "stands"),
+    [
+        ("del", True),
+        ("sandbox_gone", True),
+        ("reboot", False),
+        ("machine_changed", False),
+        ("superseded", False),
+    ],
 )
 def test_no_veth_outlives_a_boot_or_a_machine(node, cause, stands):
     node.run_pod("web")
@@ -115,9 +122,12 @@ def test_what_is_late_about_an_ended_lease_is_ignored(node):
     lease = node.delete("web")
     before = picture(node.state)
     for event in (
-        sandbox.SandboxWired(lease=lease, host_ifname="x", host_ifindex=1, alias="x"),
-        sandbox.LeaseQuarantined(lease=lease, witness="kernel"),
-        sandbox.LeaseWitnessed(lease=lease, witness="kernel"),
+        sandbox.SandboxWired(
+            lease=lease,
+            links=(sandbox.SandboxLink(ifname="eth0", host_ifname="x", host_ifindex=1, alias="x"),),
+        ),
+        sandbox.LeaseSuspected(lease=lease, source="kernel"),
+        sandbox.LeaseCleared(lease=lease, source="kernel"),
         sandbox.SandboxUnwired(lease=LeaseId(999)),
     ):
         node.append(event)

@@ -303,13 +303,13 @@ class Checker:
         if event.lease in book.imaged:
             return  # The other one's address, which never was in use here.
         book.by_address.pop(held.address, None)
-        if "never_wired" not in event.witnesses:
+        if event.was_wired:
             self._ended[held.address] = (book.node.loop.time(), stamp, book)
         sandbox = book.acked.get(held.key)
         if sandbox is not None:
             raise BrokenPromiseError(
                 f"{book.node.name} ended lease {event.lease} of {sandbox.told} ({sandbox.address}), which is "
-                f"acknowledged and alive: cause {event.cause}, witnesses {list(event.witnesses)}"
+                f"acknowledged and alive: cause {event.cause}, sources {list(event.sources)}"
             )
 
     def _on_intended(self, book: _NodeBook, stamp: Stamp, event: EffectIntended) -> None:

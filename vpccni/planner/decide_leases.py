@@ -1,0 +1,222 @@
+"""Decisions about leases: ADD, DEL, their undo, and what a source says of a sandbox."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vpccni.errors import Reason, Refused
+from vpccni.events import sandbox
+from vpccni.model import Cidr, EniId, LeaseId, Stamp, cidr_size, is_inside
+from vpccni.planner import commands as c
+from vpccni.planner.assign import choose_address, is_usable
+from vpccni.planner.commands import PREVIOUS
+from vpccni.planner.view import is_leased, views_of
+from vpccni.planner.warm_pool import prospect
+from vpccni.projections.leases import Lease
+from vpccni.projections.state import State
+
+MIGRATED_NETWORK: Final = "_migrated-from-cri"
+MIGRATED_IFNAME: Final = "unknown"
+"""Keys of rows that the original took from the container runtime (its migration from before 1.7)."""
+
+
+def add(state: State, command: c.Add, now: Stamp, context: c.Context) -> c.Answer:
+    """An ADD: the lease that its sandbox has, else a free address, else waiting or a refusal."""
+    held = state.lease_of(command.key)
+    if held is not None:
+        return c.Decision((), held.id)
+    hold = _hold_in(state, command)
+    if hold is not None and not context.must_not_change:
+        named = sandbox.LeaseIdentified(lease=hold.id, key=command.key, pod=command.pod, source="add")
+        return c.Decision(((named, hold.id),), hold.id)
+    request: tuple[c.Caused, ...] = ()
+    if not command.request:
+        request = ((sandbox.AddRequested(key=command.key, pod=command.pod), 0),)
+    if context.must_not_change:
+        return Refused(Reason.LOG_NEWER, ", ".join(context.must_not_change))
+    if context.not_serving is not None:
+        return c.Park(context.not_serving.reason, context.not_serving.detail, request)
+    if context.refusing is not None:
+        return context.refusing
+    # First come, first served: what is free belongs to those who wait already.
+    binding = choose_address(state, now, context.cooldown_s) if not context.ahead else None
+    if binding is None:
+        return _wait_or_refuse(state, now, context, request)
+    assigned = sandbox.AddressAssigned(
+        key=command.key,
+        pod=command.pod,
+        bindings=(binding,),
+        netns=command.netns,
+        netns_inode=command.netns_inode,
+    )
+    cause = command.request or PREVIOUS
+    lease = LeaseId(state.head + len(request) + 1)
+    return c.Decision((*request, (assigned, cause)), lease, is_new=True)
+
+
+def _hold_in(state: State, command: c.Add) -> Lease | None:
+    """The hold whose namespace and interface this call names."""
+    for lease in state.leases.values():
+        if not lease.is_hold or not command.netns or not same_netns(lease.netns, command.netns):
+            continue
+        if lease.key.ifname in ("", command.key.ifname):
+            return lease
+    return None
+
+
+def identify(state: State, command: c.Identify) -> c.Answer:
+    """A call that is not an ADD names the sandbox of a hold."""
+    if state.lease_of(command.key) is not None:
+        return c.Decision()
+    for lease in state.leases.values():
+        is_here = lease.is_hold and bool(command.netns) and same_netns(lease.netns, command.netns)
+        if is_here and any(binding.address in command.addresses for binding in lease.bindings):
+            named = sandbox.LeaseIdentified(
+                lease=lease.id, key=command.key, pod=command.pod, source=command.source
+            )
+            return c.Decision(((named, lease.id),), lease.id)
+    return c.Decision()
+
+
+def _wait_or_refuse(state: State, now: Stamp, context: c.Context, request: tuple[c.Caused, ...]) -> c.Answer:
+    if _resting_soon(state, now, context) > context.ahead:
+        return c.Park(Reason.NO_ADDRESS, "waiting for the end of a cooldown", request)
+    if context.policy is None:
+        return c.Park(Reason.NODE_NOT_INITIALIZED, "the limits of the instance type are not known", request)
+    views = views_of(state, now, context.cooldown_s, context.policy.slots_per_eni)
+    outlook = prospect(views, context.policy, context.constraints, context.ahead)
+    if outlook.possible:
+        return c.Park(Reason.NO_ADDRESS, "waiting for EC2", request)
+    return Refused(outlook.reason)
+
+
+def _resting_soon(state: State, now: Stamp, context: c.Context) -> int:
+    """How many addresses end their rest while an ADD may wait.
+
+    A rest is remembered long after its end, and also on an ENI that serves nobody any more: neither is worth
+    waiting for.
+    """
+    under_release = state.cidrs_under_release()
+    inherited = sum(
+        0 < state.inherited_left_s(owned, now, context.cooldown_s) < context.add_wait_s
+        for held in state.enis.values()
+        if is_usable(held)
+        for cidr, owned in held.cidrs.items()
+        if not owned.suspected and cidr not in under_release and not is_leased(state, cidr)
+    )
+    usable: dict[EniId, set[Cidr]] = {
+        held.facts.id: {
+            one for one, owned in held.cidrs.items() if not owned.suspected and one not in under_release
+        }
+        for held in state.enis.values()
+        if is_usable(held)
+    }
+    prefixes = {eni: [one for one in cidrs if cidr_size(one) > 1] for eni, cidrs in usable.items()}
+    return inherited + sum(
+        rest.is_standing or state.rest_left_s(rest, now, context.cooldown_s) < context.add_wait_s
+        for rested, rest in state.rests.items()
+        for eni in (rest.bindings[0].eni,)
+        if f"{rested}/32" in usable.get(eni, ())
+        or any(is_inside(rested, cidr) for cidr in prefixes.get(eni, ()))
+    )
+
+
+def ended(lease: Lease, cause: str, sources: tuple[str, ...] = (), *, was_wired: bool = True) -> c.Caused:
+    """The end of a lease, with the lease's own event as its cause."""
+    event = sandbox.LeaseEnded(
+        lease=lease.id,
+        cause=cause,
+        key=lease.key,
+        pod=lease.pod,
+        bindings=lease.bindings,
+        sources=sources,
+        was_wired=was_wired,
+    )
+    return event, lease.id
+
+
+def end_lease(state: State, command: c.EndLease, context: c.Context) -> c.Answer:
+    """A DEL: by the sandbox's key, else by address and namespace. Nothing to end is success, too."""
+    if context.must_not_change:
+        return Refused(Reason.LOG_NEWER, ", ".join(context.must_not_change))
+    lease = find_lease(state, command)
+    if lease is None or _is_older(state, lease, command):
+        return c.Decision()
+    return c.Decision((ended(lease, command.cause, command.sources),), lease.id)
+
+
+def find_lease(state: State, command: c.EndLease) -> Lease | None:
+    """The lease or hold that a DEL is about.
+
+    A hold is never found by a pod's name: a repeated DEL of an old sandbox must not free the address of the
+    sandbox that has it now. Its address and its namespace together belong to one sandbox only.
+    """
+    lease = state.lease_of(command.key)
+    if lease is not None:
+        return lease
+    for each in state.leases.values():
+        if each.is_hold:
+            is_here = bool(command.netns) and same_netns(each.netns, command.netns)
+            if is_here and any(binding.address in command.addresses for binding in each.bindings):
+                return each
+        elif each.key.container_id == command.key.container_id and _has_made_up_key(each):
+            return each
+    return None
+
+
+def same_netns(one: str, other: str) -> bool:
+    """Whether two paths of namespaces are one: ``/var/run`` is ``/run``."""
+    return one.removeprefix("/var") == other.removeprefix("/var")
+
+
+def _has_made_up_key(lease: Lease) -> bool:
+    """The original's rows that came from the container runtime: only the container id is right."""
+    return lease.key.network == MIGRATED_NETWORK or lease.key.ifname == MIGRATED_IFNAME
+
+
+def _is_older(state: State, lease: Lease, command: c.EndLease) -> bool:
+    """Whether a spooled DEL was written before the sandbox got the address."""
+    if not command.written_boot_id:
+        return False
+    if command.written_boot_id == lease.since.boot_id:
+        return command.written_boottime_ns < lease.since.boottime_ns
+    return lease.since.boot_id == state.boot_id
+
+
+def refuse_add(state: State, command: c.RefuseAdd, context: c.Context) -> c.Answer:
+    """An ADD was answered with an error: what it had opened ends, and what was asked for is on record."""
+    if context.must_not_change:
+        return c.Decision()  # It was refused before it did anything.
+    lease = state.lease_of(command.key)
+    failed = sandbox.AddFailed(
+        key=command.key,
+        pod=command.pod,
+        reason=str(command.reason),
+        detail=command.detail,
+        lease=lease.id if lease else LeaseId(0),
+        undone=command.is_undone,
+    )
+    if lease is None and command.request == 0:
+        return c.Decision(((sandbox.AddRequested(key=command.key, pod=command.pod), 0), (failed, PREVIOUS)))
+    if lease is None or not command.ends_lease:
+        return c.Decision(((failed, max(command.request, 0)),))
+    # The log's word counts, too: what was wired has carried packets, whatever the caller knows of it.
+    was_wired = command.was_wired or lease.wired is not None
+    return c.Decision(((failed, lease.id), ended(lease, "add_failed", was_wired=was_wired)), lease.id)
+
+
+def note_evidence(state: State, command: c.NoteEvidence) -> c.Answer:
+    """One source says that a sandbox is gone, or alive. Nothing ends by one source."""
+    lease = state.leases.get(command.lease)
+    if lease is None:
+        return c.Decision()
+    if command.is_alive:
+        if lease.suspected is None:
+            return c.Decision()
+        return c.Decision(
+            ((sandbox.LeaseCleared(lease=lease.id, source=command.source), lease.id),), lease.id
+        )
+    if lease.suspected is not None:
+        return c.Decision((), lease.id)
+    event = sandbox.LeaseSuspected(lease=lease.id, source=command.source, detail=command.detail)
+    return c.Decision(((event, lease.id),), lease.id)

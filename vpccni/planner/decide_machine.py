@@ -1,0 +1,311 @@
+"""Decisions about the machine: starts, identity, links, observations, surveys and modes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from vpccni.events import address, adoption, effect, eni, node, sandbox
+from vpccni.events.codec import KIND_OF, Event
+from vpccni.evidence import Claim
+from vpccni.model import (
+    Address,
+    Binding,
+    Cidr,
+    EniId,
+    LeaseId,
+    Seq,
+    Stamp,
+    device_of_table,
+    is_inside,
+)
+from vpccni.planner import commands as c
+from vpccni.planner.decide_leases import ended
+from vpccni.projections.state import State
+
+READINGS_TO_CHANGE: Final = 2
+
+
+def note_links(state: State, command: c.NoteLinks) -> c.Answer:
+    """Which ENIs have their link."""
+    events: list[c.Caused] = []
+    for eni_id, ifname, ifindex in command.ready:
+        held = state.enis.get(eni_id)
+        if held is None or held.phase != "attached":
+            continue
+        if not held.is_link_ready or (held.ifname, held.ifindex) != (ifname, ifindex):
+            events.append((eni.EniLinkReady(eni=eni_id, ifname=ifname, ifindex=ifindex), 0))
+    for eni_id, detail in command.lost:
+        held = state.enis.get(eni_id)
+        if held is not None and held.is_link_ready:
+            events.append((eni.EniLinkLost(eni=eni_id, detail=detail), 0))
+    return c.Decision(tuple(events))
+
+
+def start_agent(state: State, command: c.StartAgent, now: Stamp) -> c.Answer:
+    """An agent becomes the log's writer; what an earlier boot left is over."""
+    events: list[c.Caused] = []
+    if not state.head:
+        events.append((node.LogCreated(log_id=command.log_id), 0))
+    if state.boot_id and state.boot_id != command.boot_id and state.stamp is not None:
+        changed = node.BootChanged(old=state.boot_id, new=command.boot_id, last=state.stamp)
+        cause = Seq(state.head + 1)
+        events.append((changed, 0))
+        events += [(ended(lease, "reboot")[0], cause) for lease in state.leases.values()]
+        events += [(sandbox.SandboxUnwired(lease=lease), cause) for lease in state.standing]
+    events.append((node.AgentStarted(boot_id=command.boot_id, version=command.version), 0))
+    return c.Decision(tuple(events))
+
+
+def observe_instance(state: State, command: c.ObserveInstance, now: Stamp) -> c.Answer:
+    """IMDS told who this machine is. Another one than the log knows needs proof.
+
+    ==========================================  ========================================================
+    since the log last knew its machine          another instance is believed
+    ==========================================  ========================================================
+    the same boot                                never: a machine does not change while it runs
+    a new boot, and another primary MAC          at the first reading
+    a new boot, and the same primary MAC         when two readings agree
+    ==========================================  ========================================================
+    """
+    before, now_seen = state.instance, command.instance
+    if before is None or before.id == now_seen.id:
+        is_known = before == now_seen and state.identity_boot == now.boot_id and state.doubted is None
+        if is_known:
+            return c.Decision()
+        return c.Decision(((node.InstanceObserved(instance=now_seen, readings=command.readings), 0),))
+    is_proved = state.identity_boot != now.boot_id and (
+        command.has_other_primary or command.readings >= READINGS_TO_CHANGE
+    )
+    if not is_proved:
+        if state.doubted is not None and state.doubted.instance == now_seen.id:
+            return c.Decision()
+        doubted = node.InstanceDoubted(
+            instance=now_seen.id, detail=f"the log is of {before.id}; readings: {command.readings}"
+        )
+        return c.Decision(((doubted, 0),))
+    # Another machine: nothing of the old one's is ours. Its own agent, if it lives, keeps it.
+    cause = Seq(state.head + 1)
+    events: list[c.Caused] = [
+        (node.InstanceObserved(instance=now_seen, changed=True, readings=command.readings), 0)
+    ]
+    events += [(ended(lease, "machine_changed")[0], cause) for lease in state.leases.values()]
+    events += [
+        (
+            effect.EffectAbandoned(
+                intent=intent.id,
+                kind=intent.intended.kind,
+                reason="another machine",
+                eni=intent.intended.eni,
+            ),
+            cause,
+        )
+        for intent in state.intents.values()
+    ]
+    events += [(eni.EniGone(eni=eni_id, source="instance"), cause) for eni_id in state.enis]
+    return c.Decision(tuple(events))
+
+
+def observe(state: State, command: c.Observe) -> c.Answer:
+    """Something about the node; recorded when it is news."""
+    kind = KIND_OF[type(command.event)]
+    slot = {"subnet_observed": f"subnet:{getattr(command.event, 'subnet', '')}"}.get(
+        kind, kind.removesuffix("_observed")
+    )
+    slot = {"network_config": "network"}.get(slot, slot)
+    latest = state.latest.get(slot)
+    if latest is not None and latest.event == command.event:
+        return c.Decision()
+    return c.Decision(((command.event, 0),))
+
+
+# -- surveys, modes, another agent ----------------------------------------------------------------
+
+
+def take_survey(state: State, command: c.TakeSurvey, now: Stamp) -> c.Answer:
+    """Open what a search of the node found, end what it refuted, and say what was looked at."""
+    verdict, events = command.verdict, list[c.Caused]()
+    over: set[LeaseId] = set()
+    for ending in verdict.endings:
+        lease = state.leases.get(ending.lease)
+        if lease is not None:
+            over.add(lease.id)
+            events.append(ended(lease, ending.cause, ending.sources))
+    leases = holds = 0
+    for claim in verdict.claims:
+        if _is_taken(state, claim, over):
+            continue
+        holder = state.by_key.get(claim.key) if claim.key is not None else None
+        is_hold = claim.key is None or (holder is not None and holder not in over)
+        leases, holds = leases + (not is_hold), holds + is_hold
+        lease_id = LeaseId(state.head + len(events) + 1)
+        events.append((_opening(state, claim, now, is_hold=is_hold), 0))
+        if claim.veth is not None:
+            wired = sandbox.SandboxWired(
+                lease=lease_id, links=(claim.veth,), netns=claim.netns, netns_inode=claim.netns_inode
+            )
+            events.append((wired, lease_id))
+    names = tuple(veth.ifname for veth in verdict.unexplained)
+    known = state.survey.unexplained if state.survey is not None else ()
+    events += [
+        (
+            sandbox.AddressUnexplained(
+                ifname=veth.ifname,
+                ifindex=veth.ifindex,
+                detail="no route leads to it, and no namespace shows its address",
+            ),
+            0,
+        )
+        for veth in verdict.unexplained
+        if veth.ifname not in known
+    ]
+    if state.survey is not None and not events and names == known and not command.is_repeated_anyway:
+        return c.Decision()
+    events += [
+        (
+            adoption.CheckpointImported(
+                digest=file.digest, allocations=len(file.rows), path=file.path, modified_ns=file.modified_ns
+            ),
+            0,
+        )
+        for file in verdict.imported
+        if file.log_id != state.log_id or not state.log_id
+    ]
+    last_use = None if verdict.last_use_ns is None else stamp_of(verdict.last_use_ns, now)
+    surveyed = adoption.NodeSurveyed(
+        why=command.why,
+        leases=leases,
+        holds=holds,
+        ended=len(over),
+        unexplained=names,
+        sources=verdict.sources,
+        last_use=last_use,
+        notes=verdict.notes,
+    )
+    return c.Decision((*events, (surveyed, 0)))
+
+
+def _is_taken(state: State, claim: Claim, over: set[LeaseId]) -> bool:
+    """Whether somebody got the address while the node was searched."""
+    holder = state.by_address.get(claim.address)
+    return holder is not None and holder not in over
+
+
+def _opening(state: State, claim: Claim, now: Stamp, *, is_hold: bool) -> Event:
+    """The event that opens a claim. Without a time of its own it is as old as this boot."""
+    since = stamp_of(claim.since_ns or now.wall_ns - now.boottime_ns, now)
+    bindings = (binding_of(claim, state),)
+    if is_hold or claim.key is None:
+        return sandbox.AddressHeld(
+            bindings=bindings,
+            netns=claim.netns,
+            netns_inode=claim.netns_inode,
+            ifname=claim.ifname,
+            pod=claim.pod,
+            evidence=claim.evidence,
+            since=since,
+            detail=claim.detail,
+        )
+    return sandbox.AddressAssigned(
+        key=claim.key,
+        pod=claim.pod,
+        bindings=bindings,
+        netns=claim.netns,
+        netns_inode=claim.netns_inode,
+        origin=claim.origin,
+        evidence=claim.evidence,
+        since=since,
+    )
+
+
+def stamp_of(wall_ns: int, now: Stamp) -> Stamp:
+    """An instant that only a wall clock tells, on this boot's clock: never after now, and maybe before the boot."""
+    wall_ns = min(wall_ns, now.wall_ns)
+    return Stamp(wall_ns, now.boottime_ns - (now.wall_ns - wall_ns), now.boot_id)
+
+
+def binding_of(claim: Claim, state: State) -> Binding:
+    """Where the packets of a claim go; its ENI when the log knows who owns the address."""
+    card, device = device_of_table(claim.table)
+    found = owner_of(claim.address, state)
+    if found is not None:
+        held = state.enis[found]
+        card, device = held.card, held.device
+    return Binding(
+        family=6 if ":" in claim.address else 4,
+        address=claim.address,
+        eni=found or EniId(""),
+        card=card,
+        device=device,
+        table=claim.table,
+    )
+
+
+def owner_of(address: Address, state: State) -> EniId | None:
+    """The attached ENI that owns an address, as far as the log knows."""
+    for held in state.enis.values():
+        if held.phase == "attached" and any(is_inside(address, cidr) for cidr in _near(held.cidrs, address)):
+            return held.facts.id
+    return None
+
+
+def _near(cidrs: Iterable[Cidr], address: Address) -> Iterator[Cidr]:
+    single = f"{address}/{128 if ':' in address else 32}"
+    for cidr in cidrs:
+        if cidr == single or not cidr.endswith(("/32", "/128")):
+            yield cidr
+
+
+def locations(state: State, events: Sequence[c.Caused]) -> list[c.Caused]:
+    """Recovered leases whose ENI becomes known by these events."""
+    if not state.unlocated:
+        return []
+    places = {eni_id: (held.card, held.device, held.table) for eni_id, held in state.enis.items()}
+    owned: list[tuple[EniId, tuple[Cidr, ...]]] = []
+    for event, _ in events:
+        if isinstance(event, eni.EniAdopted):
+            places[event.facts.id] = (event.facts.card, event.facts.device, event.table)
+        elif isinstance(event, eni.EniAttached):
+            places[event.eni] = (event.card, event.device, event.table)
+        elif isinstance(event, address.CidrsOwned):
+            owned.append((event.eni, event.cidrs))
+    found: list[c.Caused] = []
+    for lease_id in state.unlocated:
+        lease = state.leases[lease_id]
+        bindings = tuple(_place(binding, owned, places) for binding in lease.bindings)
+        if bindings != lease.bindings:
+            found.append((sandbox.LeaseLocated(lease=lease_id, bindings=bindings), lease_id))
+    return found
+
+
+def _place(
+    binding: Binding,
+    owned: Sequence[tuple[EniId, tuple[Cidr, ...]]],
+    places: Mapping[EniId, tuple[int, int, int]],
+) -> Binding:
+    if binding.eni or binding.kind != "pool":
+        return binding
+    for eni_id, cidrs in owned:
+        if any(is_inside(binding.address, cidr) for cidr in _near(cidrs, binding.address)):
+            card, device, table = places.get(eni_id, (binding.card, binding.device, 0))
+            return msgspec.structs.replace(
+                binding, eni=eni_id, card=card, device=device, table=table or binding.table
+            )
+    return binding
+
+
+def set_mode(state: State, command: c.SetMode) -> c.Answer:
+    """An operator asked to hand the node back, or to serve it again."""
+    if state.mode == command.mode:
+        return c.Decision()
+    return c.Decision(((adoption.ModeChanged(mode=command.mode, reason=command.reason), 0),))
+
+
+def note_other_agent(state: State, command: c.NoteOtherAgent) -> c.Answer:
+    """Another agent lives on this node, or no longer does."""
+    if (state.other_agent is not None) == command.is_alive:
+        return c.Decision()
+    said = adoption.OtherAgentObserved(is_alive=command.is_alive, detail=command.detail)
+    return c.Decision(((said, 0),))

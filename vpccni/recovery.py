@@ -1,0 +1,419 @@
+"""Who lives on this node? From what the sources say to leases and holds.
+
+Theory of operation. The log may be new, lost, old, or another machine's, while pods live. Then the node is
+searched (:mod:`vpccni.evidence`), and each address that somebody may use is opened in the log before any
+address is assigned:
+
+=====================================================  =====================================================
+what is found                                          what it becomes
+=====================================================  =====================================================
+a host veth whose address a route or its namespace     a lease, when the cache or a row tells its sandbox's
+shows                                                  key (ours: its alias); else a hold
+a cached result or a row of this boot, without veth    a lease that is not wired; two sources end it
+a cached result or a row from before this boot         nothing: no sandbox of then is alive
+a host veth whose address nothing shows                unexplained: no address is assigned meanwhile
+=====================================================  =====================================================
+
+The API server only names what the others show: after a reboot it still lists yesterday's addresses. Where two
+sources contradict each other, the kernel's present user has the address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from vpccni.datapath.names import ALIAS_PREFIX, alias_of, host_veth_name, is_our_alias
+from vpccni.events.sandbox import SandboxLink
+from vpccni.evidence import (
+    API_SERVER,
+    CHECKPOINT,
+    KERNEL,
+    RUNTIME_CACHE,
+    CachedResult,
+    CheckpointFile,
+    Claim,
+    Ending,
+    Evidence,
+    HostVeth,
+    PodSeen,
+    Row,
+    Verdict,
+)
+from vpccni.model import (
+    MAIN_TABLE,
+    Address,
+    LeaseId,
+    PodRef,
+    SandboxKey,
+    Stamp,
+)
+from vpccni.projections.leases import Lease
+from vpccni.projections.state import State
+
+OUR_NETWORK: Final = "aws-cni"
+"""The ``name`` of our conflist and the original's: what an alias, which holds no network, stands for."""
+OUR_PLUGIN: Final = "aws-cni"
+_BOOT_SLACK_NS: Final = 2 * 10**9
+"""Between the wall clock at boot and its first correction: evidence that is this little older is of this boot."""
+_NOTES_MAX: Final = 20
+
+
+def judge(state: State, evidence: Evidence, now: Stamp, veth_prefix: str) -> Verdict:
+    """Compare all sources with the log, and say what is to be opened, ended or explained.
+
+    Args:
+        state: What the log says; empty for a new log.
+        evidence: What one search found. Its ``kernel`` must be there.
+        now: The instant of the search; older evidence than this boot proves no life.
+        veth_prefix: How the names of the original's host veths begin.
+    """
+    return _Judge(state, evidence, now, veth_prefix).verdict()
+
+
+def is_unknown(veth: HostVeth, state: State) -> bool:
+    """Whether neither an open lease nor one that has just ended explains a host veth."""
+    wired = [lease.wired for lease in state.leases.values()]
+    wired += [rest.wired for rest in state.standing.values()]
+    aliases = {alias_of(lease.key) for lease in state.leases.values()}
+    aliases |= {alias_of(rest.key) for rest in state.standing.values()}
+    for one in wired:
+        if one is not None:
+            aliases.add(one.alias)
+            if one.host_ifindex == veth.ifindex and not veth.alias:
+                return False
+    return veth.alias not in aliases
+
+
+class _Judge:
+    """One comparison. Claims are collected by address: the first that is entered has it."""
+
+    def __init__(self, state: State, evidence: Evidence, now: Stamp, veth_prefix: str) -> None:
+        self._state = state
+        self._evidence = evidence
+        self._prefix = veth_prefix
+        self._boot_ns = now.wall_ns - now.boottime_ns - _BOOT_SLACK_NS
+        self._boot_id = now.boot_id
+        self._notes: list[str] = []
+        self._claims: dict[Address, Claim] = {}
+        self._in_use: dict[Address, HostVeth] = {}
+        self._keys: set[SandboxKey] = set()
+        self._endings: dict[LeaseId, Ending] = {}
+        self._unexplained: list[HostVeth] = []
+        kernel = evidence.kernel
+        self._veths = kernel.veths if kernel is not None else ()
+        self._tables = kernel.from_tables if kernel is not None else {}
+        self._cached = [one for one in evidence.cache.entries if self._is_ours(one)]
+        self._rows = [row for file in evidence.checkpoints for row in self._rows_of(file)]
+        self._pods = {address: pod for pod in evidence.pods or () for address in pod.addresses}
+
+    def verdict(self) -> Verdict:
+        # A route is the node's own word: whoever it leads to comes before those who only say that they have it.
+        for veth in sorted(self._veths, key=lambda veth: (not veth.routed, veth.ifindex)):
+            self._judge_veth(veth)
+        for cached in self._cached:
+            self._judge_cached(cached)
+        for row in self._rows:
+            self._judge_row(row)
+        notes = self._notes
+        if len(notes) > _NOTES_MAX:
+            notes = [*notes[:_NOTES_MAX], f"and {len(notes) - _NOTES_MAX} more"]
+        return Verdict(
+            claims=tuple(self._claims[address] for address in sorted(self._claims)),
+            endings=tuple(self._endings[lease] for lease in sorted(self._endings)),
+            unlisted=self._unlisted(),
+            unexplained=tuple(self._unexplained),
+            last_use_ns=self._last_use_ns(),
+            imported=tuple(file for file in self._evidence.checkpoints if file.status == "read"),
+            sources=self._evidence.sources,
+            notes=tuple(notes),
+        )
+
+    # -- which evidence counts --------------------------------------------------------------------
+
+    def _is_ours(self, cached: CachedResult) -> bool:
+        """Whether a cached result is of this boot and of our plugin's network."""
+        is_our_network = (
+            OUR_PLUGIN in cached.plugin_types if cached.plugin_types else cached.key.network == OUR_NETWORK
+        )
+        if not is_our_network or not cached.addresses:
+            return False
+        if 0 < cached.modified_ns < self._boot_ns:
+            self._notes.append(f"{cached.file}: written before this boot")
+            return False
+        return True
+
+    def _rows_of(self, file: CheckpointFile) -> Iterator[Row]:
+        if file.boot_id and file.boot_id != self._boot_id:
+            self._notes.append(f"{file.path}: our export of another boot")
+            return
+        for row in file.rows:
+            written_ns = row.allocated_ns or file.modified_ns
+            if 0 < written_ns < self._boot_ns:
+                self._notes.append(f"{row.address} in {file.path}: allocated before this boot")
+            elif ":" in row.address:
+                self._notes.append(f"{row.address} in {file.path}: IPv6 is not served yet")
+            else:
+                yield row
+
+    # -- the kernel -------------------------------------------------------------------------------
+
+    def _judge_veth(self, veth: HostVeth) -> None:
+        addresses = [one for one in (veth.routed or veth.inside) if _is_of_a_pod(one)]
+        if not veth.routed and len(addresses) > 1:
+            told = {one for cached in self._named_by(veth) for one in cached.addresses}
+            told |= {row.address for row in self._rows if self._is_of_pod(row, veth)}
+            addresses = [one for one in addresses if one in told] or addresses
+        if not addresses:
+            if is_unknown(veth, self._state) and not self._is_told_by_name(veth):
+                self._unexplained.append(veth)
+            return
+        for count, address in enumerate(addresses):
+            self._judge_use(veth, address, is_first=count == 0)
+
+    def _judge_use(self, veth: HostVeth, address: Address, *, is_first: bool) -> None:
+        """The kernel shows that this veth's sandbox uses this address."""
+        if address in self._in_use:
+            self._notes.append(f"{address}: {self._in_use[address].ifname} and {veth.ifname} use it at once")
+            return
+        self._in_use[address] = veth
+        known = self._lease_at(address)
+        claim = self._claim_of(veth, address, is_first=is_first)
+        if known is not None:
+            if self._is_same(known, veth, claim.key):
+                return
+            # The kernel's present user has it. A second source that names that user ends the other; without
+            # one the address is held without owner.
+            sources = (KERNEL, claim.evidence[1]) if claim.key is not None else (KERNEL,)
+            self._endings[known.id] = Ending(known.id, "superseded", sources)
+            self._notes.append(f"{address}: lease {known.id} is not the sandbox that uses it")
+        self._enter(claim)
+
+    def _claim_of(self, veth: HostVeth, address: Address, *, is_first: bool) -> Claim:
+        cached, row = self._cached_of(veth, address), self._row_of(veth, address)
+        key, pod, since_ns, evidence = None, PodRef(), 0, [KERNEL]
+        if row is not None:
+            key, pod, since_ns = row.key, row.pod, row.allocated_ns
+            evidence.append(CHECKPOINT)
+        if cached is not None:
+            key, pod = cached.key, _fuller(cached.pod, pod)
+            since_ns = since_ns or cached.modified_ns
+            evidence.insert(1, RUNTIME_CACHE)
+        if is_our_alias(veth.alias):
+            told = _key_of_alias(veth.alias)
+            if key is None and told is not None:
+                key = told
+                evidence.append("alias")
+        if key is not None and (key in self._keys or self._has_other_lease(key, address)):
+            self._notes.append(
+                f"{address} of {veth.ifname}: its sandbox {key.container_id} has another address"
+            )
+            key = None
+        pod = self._named(pod, address, evidence)
+        ifname = key.ifname if key is not None else veth.pod_ifname
+        alias = veth.alias or (alias_of(key) if key is not None else f"{ALIAS_PREFIX}held-{address}:{ifname}")
+        link = SandboxLink(
+            ifname=ifname,
+            host_ifname=veth.ifname,
+            host_ifindex=veth.ifindex,
+            alias=alias,
+            host_mac=veth.mac,
+            pod_mac=veth.pod_mac,
+        )
+        return Claim(
+            key=key,
+            pod=pod,
+            address=address,
+            table=self._tables.get(address, MAIN_TABLE),
+            netns=veth.netns or (cached.netns if cached is not None else ""),
+            netns_inode=veth.netns_inode,
+            ifname=ifname,
+            veth=link if is_first else None,
+            evidence=tuple(evidence),
+            since_ns=since_ns,
+            detail="" if key is not None else f"{veth.ifname} uses it, and no source tells its sandbox's key",
+        )
+
+    def _named_by(self, veth: HostVeth) -> list[CachedResult]:
+        """Cached results that name this veth, those of its namespace and the newest last."""
+        found = [
+            one
+            for one in self._cached
+            if veth.ifname in one.host_ifnames
+            or (is_our_alias(veth.alias) and veth.alias == alias_of(one.key))
+            or (not one.host_ifnames and one.netns and one.netns == veth.netns)
+        ]
+        return sorted(found, key=lambda one: (bool(veth.netns) and one.netns == veth.netns, one.modified_ns))
+
+    def _cached_of(self, veth: HostVeth, address: Address) -> CachedResult | None:
+        found = [one for one in self._named_by(veth) if address in one.addresses]
+        if is_our_alias(veth.alias):  # A sandbox before this one may have had the same name and address.
+            found = [one for one in found if veth.alias == alias_of(one.key)]
+        return found[-1] if found else None
+
+    def _row_of(self, veth: HostVeth, address: Address) -> Row | None:
+        found = [row for row in self._rows if row.address == address and self._is_of_pod(row, veth)]
+        if is_our_alias(veth.alias):
+            found = [row for row in found if veth.alias == alias_of(row.key)]
+        return max(found, key=lambda row: row.allocated_ns, default=None)
+
+    def _is_of_pod(self, row: Row, veth: HostVeth) -> bool:
+        """Whether a row's pod is the one that the veth is named after; a row without a name contradicts nobody."""
+        if not (row.pod.namespace and row.pod.name):
+            return True
+        return veth.ifname[-11:] == host_veth_name("", row.pod.namespace, row.pod.name)
+
+    def _is_told_by_name(self, veth: HostVeth) -> bool:
+        """Whether a cached result or a row that names this veth has an address, which is then held for it."""
+        return bool(self._named_by(veth)) or any(
+            row.pod.name and self._is_of_pod(row, veth) for row in self._rows
+        )
+
+    # -- what only files tell ---------------------------------------------------------------------
+
+    def _judge_cached(self, cached: CachedResult) -> None:
+        for address in cached.addresses:
+            self._enter_unseen(
+                cached.key,
+                address,
+                Claim(
+                    key=cached.key,
+                    pod=cached.pod,
+                    address=address,
+                    table=self._tables.get(address, MAIN_TABLE),
+                    netns=cached.netns,
+                    ifname=cached.key.ifname,
+                    evidence=(RUNTIME_CACHE,),
+                    since_ns=cached.modified_ns,
+                ),
+                f"the cached result {cached.file}",
+            )
+
+    def _judge_row(self, row: Row) -> None:
+        self._enter_unseen(
+            row.key,
+            row.address,
+            Claim(
+                key=row.key,
+                pod=row.pod,
+                address=row.address,
+                table=self._tables.get(row.address, MAIN_TABLE),
+                ifname=row.key.ifname,
+                origin="imported",
+                evidence=(CHECKPOINT,),
+                since_ns=row.allocated_ns,
+            ),
+            "a row of the checkpoint",
+        )
+
+    def _enter_unseen(self, key: SandboxKey, address: Address, claim: Claim, what: str) -> None:
+        """A sandbox that the kernel does not show; it is held until two sources end it."""
+        if ":" in address:
+            self._notes.append(f"{address} in {what}: IPv6 is not served yet")
+            return
+        known, other = self._lease_at(address), self._claims.get(address)
+        if known is not None or other is not None:
+            holder = other.key if other is not None else known.key if known is not None else None
+            if holder != key:
+                self._notes.append(f"{address} in {what} of {key.container_id}: another sandbox uses it")
+            elif other is not None and claim.evidence[0] not in other.evidence:
+                pod, since_ns = _fuller(other.pod, claim.pod), other.since_ns or claim.since_ns
+                told = (*other.evidence, *claim.evidence)
+                merged = msgspec.structs.replace(other, pod=pod, since_ns=since_ns, evidence=told)
+                self._claims[address] = merged
+            return
+        if key in self._keys or self._has_other_lease(key, address):
+            self._notes.append(f"{address} in {what}: {key.container_id} has another address")
+            claim = msgspec.structs.replace(
+                claim, key=None, detail=f"{what} says so, of a sandbox with another"
+            )
+        evidence = list(claim.evidence)
+        pod = self._named(claim.pod, address, evidence)
+        self._enter(msgspec.structs.replace(claim, pod=pod, evidence=tuple(evidence)))
+
+    # -- common -----------------------------------------------------------------------------------
+
+    def _enter(self, claim: Claim) -> None:
+        self._claims[claim.address] = claim
+        if claim.key is not None:
+            self._keys.add(claim.key)
+
+    def _lease_at(self, address: Address) -> Lease | None:
+        lease_id = self._state.by_address.get(address)
+        return None if lease_id is None or lease_id in self._endings else self._state.leases[lease_id]
+
+    def _has_other_lease(self, key: SandboxKey, address: Address) -> bool:
+        lease = self._state.lease_of(key)
+        return lease is not None and all(binding.address != address for binding in lease.bindings)
+
+    @staticmethod
+    def _is_same(lease: Lease, veth: HostVeth, key: SandboxKey | None) -> bool:
+        """Whether the sandbox behind a veth is the one that the log has."""
+        if lease.wired is not None and veth.alias and veth.alias == lease.wired.alias:
+            return True
+        if key is not None and not lease.is_hold:
+            return key == lease.key
+        if veth.netns and lease.netns == veth.netns:
+            return True
+        return lease.wired is not None and lease.wired.host_ifindex == veth.ifindex and not veth.alias
+
+    def _named(self, pod: PodRef, address: Address, evidence: list[str]) -> PodRef:
+        """The pod, with what the API server adds to it."""
+        seen: PodSeen | None = self._pods.get(address)
+        if seen is None or seen.is_host_network:
+            return pod
+        if pod.name and (pod.namespace, pod.name) != (seen.pod.namespace, seen.pod.name):
+            return pod
+        if _fuller(pod, seen.pod) != pod:
+            evidence.append(API_SERVER)
+        return _fuller(pod, seen.pod)
+
+    def _unlisted(self) -> frozenset[LeaseId]:
+        """Leases that a checkpoint of somebody else, written since, does not list with their key."""
+        foreign = [
+            file
+            for file in self._evidence.checkpoints
+            if file.status == "read" and file.card == 0 and file.log_id != self._state.log_id
+        ]
+        if not foreign or not self._state.log_id:
+            return frozenset()
+        listed = {(row.key, row.address) for row in self._rows}
+        return frozenset(
+            lease.id
+            for lease in self._state.leases.values()
+            if not lease.is_hold
+            and lease.id not in self._endings
+            and all((lease.key, binding.address) not in listed for binding in lease.bindings)
+            and 0 < lease.since.wall_ns < max(file.modified_ns for file in foreign)
+        )
+
+    def _last_use_ns(self) -> int | None:
+        """The latest trace; the boot when somebody lived here and nothing tells when he last changed."""
+        traces = [file.modified_ns for file in self._evidence.checkpoints if file.status == "read"]
+        traces += [self._evidence.cache.modified_ns, self._evidence.newest_spool_ns]
+        latest = max(traces, default=0)
+        if latest:
+            return latest
+        return self._boot_ns + _BOOT_SLACK_NS if self._claims or self._unexplained else None
+
+
+def _is_of_a_pod(address: str) -> bool:
+    """IPv4, and not one of those that every namespace may have."""
+    return ":" not in address and not address.startswith(("169.254.", "127."))
+
+
+def _fuller(first: PodRef, second: PodRef) -> PodRef:
+    """The first, with what only the second tells."""
+    if first.name and second.name and (first.namespace, first.name) != (second.namespace, second.name):
+        return first
+    return PodRef(first.namespace or second.namespace, first.name or second.name, first.uid or second.uid)
+
+
+def _key_of_alias(alias: str) -> SandboxKey | None:
+    """The key that an alias of ours holds; ``None`` for a hold's, or for one that holds only a digest."""
+    container_id, _, ifname = alias.removeprefix(ALIAS_PREFIX).rpartition(":")
+    if not container_id or not ifname or container_id.startswith(("sha256-", "held-")):
+        return None
+    return SandboxKey(OUR_NETWORK, container_id, ifname)
