@@ -29,6 +29,10 @@ class Reason(StrEnum):
     IMDS_UNREACHABLE = "imds_unreachable"
     NODE_NOT_INITIALIZED = "node_not_initialized"
     NOT_THE_SAME_MACHINE = "not_the_same_machine"
+    INSTANCE_DOUBTED = "instance_doubted"
+    RECOVERING = "recovering"
+    ADDRESS_UNEXPLAINED = "address_unexplained"
+    HANDING_BACK = "handing_back"
     SANDBOX_HELD = "sandbox_held"
     CANCELLED = "cancelled"
     TOO_MANY_WAITING = "too_many_waiting"
@@ -119,6 +123,23 @@ EXPLANATIONS: Final[dict[Reason, Explanation]] = {
     Reason.NOT_THE_SAME_MACHINE: Explanation(
         "The log was written on another machine: its primary MAC is not that of any link here.",
         "The agent waits for IMDS and then starts over; do not bake the log into a machine image.",
+    ),
+    Reason.INSTANCE_DOUBTED: Explanation(
+        "IMDS names another instance than the log, and nothing proves that the machine has changed.",
+        "EC2 is not changed meanwhile, pods are served. Look at what answers at the IMDS address of this node.",
+    ),
+    Reason.RECOVERING: Explanation(
+        "The agent is finding out which pods live on this node, because its log does not tell.",
+        "Wait; `vpccni status` says which source could not be read.",
+    ),
+    Reason.ADDRESS_UNEXPLAINED: Explanation(
+        "A pod's host interface is there, and neither a route nor its namespace tells which address it has.",
+        "It is looked at again every few seconds. If it stays, delete that pod, or the interface when no pod "
+        "has it: `ip link show NAME`, `ip route show dev NAME`.",
+    ),
+    Reason.HANDING_BACK: Explanation(
+        "The node is being handed back to amazon-vpc-cni-k8s: EC2 is not changed.",
+        "Start the original when `vpccni hand-back` says so, or serve again with `vpccni hand-back --cancel`.",
     ),
     Reason.SANDBOX_HELD: Explanation(
         "Another lease for the same sandbox is still being taken down.",

@@ -15,6 +15,7 @@ from vpccni.datapath.objects import Applied, Difference, LinkChange, Observed
 from vpccni.events.codec import Record
 from vpccni.evidence import CacheEvidence, CheckpointFile, KernelEvidence, PodSeen
 from vpccni.model import (
+    Address,
     Cidr,
     EniFacts,
     EniId,
@@ -43,6 +44,7 @@ class LogStart(msgspec.Struct, frozen=True, kw_only=True):
             sequence numbers have gaps. Empty when there is no snapshot.
         tail: Every record after the snapshot, without gaps.
         head: The sequence number of the last record; 0 for an empty log.
+        is_lost: A log was here before, and this one is new.
         must_not_change: Kinds that a newer version wrote and that must be understood; when not empty
             the agent changes nothing (ADD is refused, DEL is spooled).
     """
@@ -51,6 +53,7 @@ class LogStart(msgspec.Struct, frozen=True, kw_only=True):
     tail: tuple[Record, ...]
     head: Seq
     must_not_change: tuple[str, ...] = ()
+    is_lost: bool = False
 
 
 class EventLog(Protocol):
@@ -167,6 +170,9 @@ class Imds(Protocol):
     async def attached_macs(self) -> tuple[str, ...]:
         """The MACs that IMDS lists: one request, the cheap reading. May lag. Raises as ``instance``."""
 
+    async def addresses(self, mac: Mac) -> tuple[Address, ...]:
+        """The IPv4 addresses that IMDS lists for an attached ENI, its own included. Raises as ``instance``."""
+
     async def subnet_cidr(self, mac: Mac) -> Cidr:
         """The CIDR of the subnet of an attached ENI. Raises as ``instance``."""
 
@@ -215,6 +221,9 @@ class Checkpoints(Protocol):
 
     async def read(self) -> tuple[CheckpointFile, ...]:
         """Every checkpoint file, that of card 0 first, also when it is absent. Never raises: see ``status``."""
+
+    async def stamp(self) -> tuple[int, ...]:
+        """Inode, size and modification time of ``ipam.json``; empty when it is absent. Cheap; never raises."""
 
     async def write(self, content: bytes) -> str:
         """Replace ``ipam.json`` as a whole, synced. Returns the SHA-256 of the content, in hexadecimal.

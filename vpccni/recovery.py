@@ -25,7 +25,8 @@ from typing import Final
 
 import msgspec
 
-from vpccni.datapath.names import ALIAS_PREFIX, alias_of, host_veth_name, is_our_alias
+from vpccni.checkpoint import HOLD_NETWORK
+from vpccni.datapath.names import ALIAS_PREFIX, alias_of, host_mac_of, host_veth_name, is_our_alias
 from vpccni.events.sandbox import SandboxLink
 from vpccni.evidence import (
     API_SERVER,
@@ -74,17 +75,20 @@ def judge(state: State, evidence: Evidence, now: Stamp, veth_prefix: str) -> Ver
 
 
 def is_unknown(veth: HostVeth, state: State) -> bool:
-    """Whether neither an open lease nor one that has just ended explains a host veth."""
-    wired = [lease.wired for lease in state.leases.values()]
-    wired += [rest.wired for rest in state.standing.values()]
-    aliases = {alias_of(lease.key) for lease in state.leases.values()}
-    aliases |= {alias_of(rest.key) for rest in state.standing.values()}
-    for one in wired:
-        if one is not None:
-            aliases.add(one.alias)
-            if one.host_ifindex == veth.ifindex and not veth.alias:
+    """Whether no lease of the log, open or just ended, explains a host veth.
+
+    A veth without an alias is known by its index, or, while it is being wired, by its name and MAC.
+    """
+    for holder in (*state.leases.values(), *state.standing.values()):
+        wired = holder.wired
+        if wired is not None:
+            if veth.alias == wired.alias if veth.alias else veth.ifindex == wired.host_ifindex:
                 return False
-    return veth.alias not in aliases
+        elif veth.alias == alias_of(holder.key):
+            return False
+        if not veth.alias and veth.mac == host_mac_of(holder.key):
+            return False
+    return True
 
 
 class _Judge:
@@ -195,7 +199,8 @@ class _Judge:
         cached, row = self._cached_of(veth, address), self._row_of(veth, address)
         key, pod, since_ns, evidence = None, PodRef(), 0, [KERNEL]
         if row is not None:
-            key, pod, since_ns = row.key, row.pod, row.allocated_ns
+            key = None if row.key.network == HOLD_NETWORK else row.key
+            pod, since_ns = row.pod, row.allocated_ns
             evidence.append(CHECKPOINT)
         if cached is not None:
             key, pod = cached.key, _fuller(cached.pod, pod)
@@ -296,7 +301,7 @@ class _Judge:
             row.key,
             row.address,
             Claim(
-                key=row.key,
+                key=None if row.key.network == HOLD_NETWORK else row.key,
                 pod=row.pod,
                 address=row.address,
                 table=self._tables.get(row.address, MAIN_TABLE),
@@ -304,6 +309,7 @@ class _Judge:
                 origin="imported",
                 evidence=(CHECKPOINT,),
                 since_ns=row.allocated_ns,
+                detail="an address that was held before" if row.key.network == HOLD_NETWORK else "",
             ),
             "a row of the checkpoint",
         )
@@ -316,7 +322,7 @@ class _Judge:
         known, other = self._lease_at(address), self._claims.get(address)
         if known is not None or other is not None:
             holder = other.key if other is not None else known.key if known is not None else None
-            if holder != key:
+            if holder != claim.key:
                 self._notes.append(f"{address} in {what} of {key.container_id}: another sandbox uses it")
             elif other is not None and claim.evidence[0] not in other.evidence:
                 pod, since_ns = _fuller(other.pod, claim.pod), other.since_ns or claim.since_ns
@@ -324,7 +330,7 @@ class _Judge:
                 merged = msgspec.structs.replace(other, pod=pod, since_ns=since_ns, evidence=told)
                 self._claims[address] = merged
             return
-        if key in self._keys or self._has_other_lease(key, address):
+        if claim.key is not None and (key in self._keys or self._has_other_lease(key, address)):
             self._notes.append(f"{address} in {what}: {key.container_id} has another address")
             claim = msgspec.structs.replace(
                 claim, key=None, detail=f"{what} says so, of a sandbox with another"
@@ -417,3 +423,12 @@ def _key_of_alias(alias: str) -> SandboxKey | None:
     if not container_id or not ifname or container_id.startswith(("sha256-", "held-")):
         return None
     return SandboxKey(OUR_NETWORK, container_id, ifname)
+
+
+def is_host_veth(kind: str, veth: HostVeth, veth_prefix: str) -> bool:
+    """Whether a link may be the host end of a pod's interface: ours by its alias, the original's by its name."""
+    if kind != "veth":
+        return False
+    digits = veth.ifname.removeprefix(veth_prefix)
+    is_named = veth.ifname != digits and len(digits) == 11 and not digits.strip("0123456789abcdef")
+    return is_our_alias(veth.alias) or is_named

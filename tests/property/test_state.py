@@ -243,7 +243,7 @@ class NodeMachine(RuleBasedStateMachine):
     @rule()
     def sweep(self):
         lease = next(one for one in self.node.state.leases.values() if one.suspected)
-        self.ask(c.EndBySources(lease=lease.id, sources=("kernel", "api server")))
+        self.ask(c.EndBySources(lease=lease.id, sources=("kernel", "api_server")))
 
     # -- EC2 --------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import msgspec
 
 from vpccni import __version__
 from vpccni.errors import Reason, TransientError
-from vpccni.model import Cidr, InstanceFacts, InstanceId, Mac, cidr_span, parse_cidr
+from vpccni.model import Address, Cidr, InstanceFacts, InstanceId, Mac, cidr_span, parse_address, parse_cidr
 
 DEFAULT_ENDPOINT: Final = "http://169.254.169.254"
 ENDPOINT_VARIABLE: Final = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
@@ -97,6 +97,14 @@ class ImdsV2:
             return parse_cidr(text)
         except ValueError as error:
             raise TransientError(Reason.IMDS_UNREACHABLE, f"subnet-ipv4-cidr-block: {text[:40]!r}") from error
+
+    async def addresses(self, mac: Mac) -> tuple[Address, ...]:
+        """``local-ipv4s`` of an attached ENI; empty when IMDS does not list it (yet)."""
+        text = await self._get(f"{_METADATA}network/interfaces/macs/{mac}/local-ipv4s")
+        try:
+            return tuple(parse_address(line) for line in (text or "").split())
+        except ValueError as error:
+            raise _unreachable("local-ipv4s", error) from error
 
     async def close(self) -> None:
         """Release connections. Idempotent; the next request opens anew."""

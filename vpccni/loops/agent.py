@@ -21,18 +21,32 @@ from vpccni.events.eni import EniAttached
 from vpccni.events.node import PolicyObserved
 from vpccni.loops.breakers import Breakers
 from vpccni.loops.effects import Effects
+from vpccni.loops.export import Export
+from vpccni.loops.hand_back import HandBack
 from vpccni.loops.housekeeping import Housekeeping, LeaseSweep
 from vpccni.loops.keep_links import KeepLinks, has_primary_link
 from vpccni.loops.keep_warm import EniTemplate, KeepWarm
 from vpccni.loops.readiness import Readiness
 from vpccni.loops.reconcile import Reconcile
+from vpccni.loops.recover import Recovery
 from vpccni.loops.serve_cni import CniService
 from vpccni.loops.write import Writer
 from vpccni.model import Cidr, Stamp
 from vpccni.planner import commands as c
 from vpccni.planner.view import LINK_PATIENCE_S, without_link_s
 from vpccni.planner.warm_pool import PoolPolicy
-from vpccni.ports import Clock, Ec2, EventLog, Imds, Kernel, KubernetesNode, RuntimeCache, Spool
+from vpccni.ports import (
+    Checkpoints,
+    Clock,
+    Ec2,
+    EventLog,
+    Imds,
+    Kernel,
+    KubernetesNode,
+    Predecessor,
+    RuntimeCache,
+    Spool,
+)
 from vpccni.settings import Settings, effective
 
 _log = structlog.get_logger("agent")
@@ -51,6 +65,8 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     kernel: Kernel
     runtime: RuntimeCache
     spool: Spool
+    checkpoints: Checkpoints
+    predecessor: Predecessor
 
 
 class Agent:
@@ -63,11 +79,13 @@ class Agent:
     def __init__(self, settings: Settings, ports: Ports, rng: random.Random) -> None:
         self.settings = settings
         self._ports = ports
+        self._log_ids = rng
         self.readiness = Readiness()
         self.breakers = Breakers(rng)
         self.writer = Writer(ports.log, ports.clock, self._context)
         self.readiness.log_refusal = self.writer.full
         self.readiness.kernel_refusal = self._kernel_refusal
+        self.readiness.frozen = self._frozen
         self._datapath = datapath_settings(settings)
         self.links = KeepLinks(
             writer=self.writer,
@@ -75,6 +93,8 @@ class Agent:
             clock=ports.clock,
             settings=self._datapath,
             free_turn_of=lambda key: self.cni.free_turn_of(key),
+            may_change=self.readiness.may_change_kernel,
+            on_link=lambda change: self.recovery.note_link(change),
         )
         self.effects = Effects(
             writer=self.writer,
@@ -121,7 +141,31 @@ class Agent:
             spool=ports.spool,
             sweep=sweep,
             del_spooled=lambda entry: self.cni.end_spooled(entry),
+            may_drain=lambda: self.recovery.is_done,
         )
+        self.recovery = Recovery(
+            writer=self.writer,
+            kernel=ports.kernel,
+            runtime=ports.runtime,
+            checkpoints=ports.checkpoints,
+            predecessor=ports.predecessor,
+            kubernetes=ports.kubernetes,
+            spool=ports.spool,
+            clock=ports.clock,
+            readiness=self.readiness,
+            veth_prefix=settings.veth_prefix,
+            on_done=self._recovered,
+            on_unlisted=lambda: self.housekeeping.sweep_unlisted(self.recovery.unlisted),
+        )
+        self.export = Export(
+            writer=self.writer,
+            checkpoints=ports.checkpoints,
+            path=settings.backing_store,
+            clock=ports.clock,
+            may_export=lambda: self.recovery.is_done and not self.readiness.must_not_change,
+            on_written=self.recovery.note_export,
+        )
+        self.hand_back = HandBack(writer=self.writer, imds=ports.imds)
         self.cni = CniService(
             writer=self.writer,
             kernel=ports.kernel,
@@ -162,8 +206,8 @@ class Agent:
             add_wait_s=self.settings.add_wait_s,
             policy=self.policy(),
             constraints=self.breakers.for_waiting(now, self.readiness.no_change()),
-            not_serving=self.readiness.not_serving,
-            refusing=self._kernel_refusal(),
+            not_serving=self.readiness.waiting(),
+            refusing=self.readiness.refusing(),
             must_not_change=self.readiness.must_not_change,
             manages_untagged=self.settings.manage_untagged_eni,
         )
@@ -210,6 +254,9 @@ class Agent:
                 for intent in state.intents.values()
             ],
             "standing_veths": len(state.standing),
+            "mode": state.mode,
+            "hand_back": self.hand_back.progress(),
+            "recovery": self._recovery_view(),
             "log": {"head": state.head, "commits": self.writer.commits},
             "problems": {
                 "imds": self.reconcile.imds_failing,
@@ -221,12 +268,38 @@ class Agent:
                     if held.managed and without_link_s(state, held, self.now()) > LINK_PATIENCE_S
                 ],
                 "broken": self.readiness.is_broken,
+                "identity": state.doubted.detail if state.doubted is not None else "",
+                "unexplained": list(state.survey.unexplained) if state.survey is not None else [],
+                "export": self.export.problem,
                 "settings": list(self.settings.warnings),
             },
         }
 
+    def _recovery_view(self) -> dict[str, Any]:
+        """What the last search of the node found, and what of it still stands."""
+        state = self.writer.state
+        recovered = [lease for lease in state.leases.values() if lease.origin != "add"]
+        return {
+            "is_done": self.recovery.is_done,
+            "last": msgspec.to_builtins(state.survey),
+            "leases": sum(not lease.is_hold for lease in recovered),
+            "holds": sum(lease.is_hold for lease in recovered),
+            "suspected": sum(lease.suspected is not None for lease in recovered),
+            "other_agent": state.other_agent.detail if state.other_agent is not None else "",
+        }
+
+    def _frozen(self) -> str:
+        """Why EC2 must not be changed, as the log says."""
+        state = self.writer.state
+        if state.doubted is not None:
+            return str(Reason.INSTANCE_DOUBTED)
+        if state.unknown_effects():
+            return str(Reason.LOG_NEWER)
+        return str(Reason.HANDING_BACK) if state.mode != "serve" else ""
+
     def _on_records(self, records: Sequence[Record]) -> None:
         self.links.on_records(records)
+        self.export.on_records(records)
         self._wake_planner()
         self.readiness.is_broken = self.writer.state.broken.name if self.writer.state.broken else ""
         if any(isinstance(record.event, EniAttached) for record in records) or self.writer.state.standing:
@@ -253,14 +326,26 @@ class Agent:
             _log.error("log_newer", kinds=start.must_not_change)
             return
         boot_id = self._ports.clock.now().boot_id
-        await self.writer.submit(c.StartAgent(boot_id=boot_id, version=__version__))
+        log_id = f"{self._log_ids.getrandbits(128):032x}"
+        await self.writer.submit(c.StartAgent(boot_id=boot_id, version=__version__, log_id=log_id))
         await self.writer.submit(c.Observe(PolicyObserved(settings=effective(self.settings))))
+        await self.recovery.begin(is_lost=start.is_lost)
+        if not self.recovery.is_done:
+            self.readiness.not_serving = None  # What holds us back is told by the recovery.
+
+    async def _recovered(self) -> None:
+        """It is known who lives here: from now on the kernel, EC2 and the spool are ours."""
         await self._recognize()
         await self.housekeeping.drain_at_start()
+        self.export.wake()
 
     async def _recognize(self) -> None:
         """Is this the machine that the log is about? Then ADDs are served, from the log alone."""
         state = self.writer.state
+        if state.survey is None or not self.recovery.is_done:
+            # New to this log or this machine, or another agent's: nothing is changed before that is settled.
+            self.recovery.wake()
+            return
         if state.instance is None:
             if self.readiness.not_serving is not None:
                 self.readiness.not_serving = Refused(
@@ -268,6 +353,7 @@ class Agent:
                 )
             return
         observed = await self._ports.kernel.observe()
+        await self.recovery.confirm(observed.links)
         if not has_primary_link(observed, state.instance.primary_mac):
             mac = state.instance.primary_mac
             self.readiness.not_serving = Refused(Reason.NOT_THE_SAME_MACHINE, f"no link has MAC {mac}")
@@ -304,6 +390,9 @@ class Agent:
             group.create_task(self.housekeeping.run(), name="housekeeping")
             group.create_task(self.housekeeping.run_spool(), name="spool")
             group.create_task(self.housekeeping.run_sweep(), name="lease sweep")
+            group.create_task(self.recovery.run(), name="recover")
+            group.create_task(self.export.run(), name="export")
+            group.create_task(self.hand_back.run(), name="hand back")
 
     async def _watch_writer(self) -> None:
         if self._writing is None:
@@ -326,6 +415,7 @@ class Agent:
             await self._writing
         except asyncio.CancelledError:
             await self.writer.drain()
+            await self.export.finish()
         except VpccniError as error:
             _log.error("writer_failed", reason=error.reason, detail=error.detail)
 

@@ -12,6 +12,7 @@ import structlog
 from vpccni.datapath.difference import probe
 from vpccni.datapath.objects import DatapathSettings, Difference, Probed
 from vpccni.errors import Reason, TransientError, VpccniError
+from vpccni.evidence import API_SERVER, CHECKPOINT, GC_LIST, KERNEL, RUNTIME_CACHE
 from vpccni.loops.wiring import lease_wiring
 from vpccni.loops.write import Writer
 from vpccni.model import LeaseId, SandboxKey, Stamp
@@ -36,14 +37,16 @@ YOUNG_LEASE_S: Final = 60.0
 
 
 class LeaseSweep:
-    """Finds leases whose sandbox is gone without a DEL. Two independent witnesses end one; one quarantines.
+    """Finds leases whose sandbox is gone without a DEL. Two independent sources end one; one makes it suspect.
 
-    Witness A is the kernel: no veth with the lease's alias, and no namespace. Witness B is another source: the
-    pod's UID is absent from a fresh list of the API server, or the runtime's cache has no result for the key,
-    or the runtime's own GC list leaves it out.
+    The first source is the kernel: no veth with the lease's alias, and no namespace. The second is another one:
+    the pod's UID is absent from a fresh list of the API server, or the runtime's cache has no result for the
+    key, or the runtime's own GC list leaves it out, or the checkpoint of an agent that served here meanwhile.
+    A source counts only if it could have said the opposite.
 
     Attributes:
         unlisted: The leases that the runtime's latest GC list left out.
+        unlisted_by_checkpoint: The leases that the checkpoint of an agent that was here meanwhile left out.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class LeaseSweep:
         self._turn_of = turn_of
         self._gone_since: dict[LeaseId, Stamp] = {}
         self.unlisted: frozenset[LeaseId] = frozenset()
+        self.unlisted_by_checkpoint: frozenset[LeaseId] = frozenset()
 
     async def look(self) -> None:
         """One look at every open lease that is not young."""
@@ -76,12 +80,12 @@ class LeaseSweep:
         if not old:
             return
         found = await self._probe(old)
-        gone = [lease for lease in old if _is_gone(found.get(lease.id))]
+        gone = [lease for lease in old if can_be_seen(lease) and _is_gone(found.get(lease.id))]
         # Only uninterrupted absence counts: seen alive once, a sandbox has to be missed twice again.
         self._gone_since = {lease.id: self._gone_since.get(lease.id, now) for lease in gone}
         for lease in old:
-            if lease.suspected is not None and lease not in gone and lease.source != "gc":
-                await self._writer.submit(c.NoteEvidence(lease=lease.id, source="kernel", is_alive=True))
+            if lease.suspected is not None and lease not in gone and lease.source != GC_LIST:
+                await self._writer.submit(c.NoteEvidence(lease=lease.id, source=KERNEL, is_alive=True))
         uids = await self._fresh_uids() if gone else None
         for lease in gone:
             await self._judge(lease, uids, now)
@@ -101,23 +105,25 @@ class LeaseSweep:
     async def _judge(self, lease: Lease, uids: frozenset[str] | None, now: Stamp) -> None:
         state = self._writer.state
         if lease.suspected is None:
-            note = c.NoteEvidence(lease=lease.id, source="kernel", is_alive=False, detail="no veth, no netns")
+            note = c.NoteEvidence(lease=lease.id, source=KERNEL, is_alive=False, detail="no veth, no netns")
             await self._writer.submit(note)
             return
         # The kernel's own first sight: the runtime's word, however old, is not one. A quarantine by the
         # kernel was its first sight, also when an agent before this one had it.
         first_sight = self._gone_since[lease.id]
-        if lease.source == "kernel":
+        if lease.source == KERNEL:
             first_sight = lease.suspected
         if state.elapsed_s(first_sight, now) < SECOND_SIGHT_S:
             return
-        second = "gc" if lease.source == "gc" or lease.id in self.unlisted else ""
+        second = GC_LIST if lease.source == GC_LIST or lease.id in self.unlisted else ""
+        if not second and lease.id in self.unlisted_by_checkpoint:
+            second = CHECKPOINT
         if not second and uids is not None and lease.pod.uid and lease.pod.uid not in uids:
-            second = "api server"
-        if not second:
+            second = API_SERVER
+        if not second and not lease.is_hold:
             key = lease.key
             if await self._runtime.is_known(key.network, key.container_id, key.ifname) is False:
-                second = "runtime cache"
+                second = RUNTIME_CACHE
         if second:
             await self._end(lease, second)
 
@@ -129,8 +135,16 @@ class LeaseSweep:
             found = await self._probe([lease])
             if not _is_gone(found.get(lease.id)):
                 return
-            _log.warning("lease_swept", lease=lease.id, container_id=lease.key.container_id, witness=second)
-            await self._writer.submit(c.EndBySources(lease=lease.id, sources=("kernel", second)))
+            _log.warning("lease_swept", lease=lease.id, container_id=lease.key.container_id, source=second)
+            await self._writer.submit(c.EndBySources(lease=lease.id, sources=(KERNEL, second)))
+
+
+def can_be_seen(lease: Lease) -> bool:
+    """Whether the kernel could show the sandbox if it lived: its namespace or its host interface is known.
+
+    A source that cannot say "it is there" says nothing by its silence.
+    """
+    return bool(lease.netns) or lease.wired is not None or bool(lease.pod.name)
 
 
 def _is_gone(probed: Probed | None) -> bool:
@@ -148,12 +162,14 @@ class Housekeeping:
         spool: Spool,
         sweep: LeaseSweep,
         del_spooled: Callable[[SpooledDel], Awaitable[bool]],
+        may_drain: Callable[[], bool],
     ) -> None:
         self._writer = writer
         self._log_port = log
         self._spool = spool
         self._sweep = sweep
         self._del_spooled = del_spooled
+        self._may_drain = may_drain
         self._sweep_wake = asyncio.Event()
         self._snapshot_at = 0
         self._checkpointed = 0
@@ -161,6 +177,11 @@ class Housekeeping:
     def sweep_soon(self, unlisted: frozenset[LeaseId]) -> None:
         """The runtime's GC came; these leases were not on its list."""
         self._sweep.unlisted = unlisted
+        self._sweep_wake.set()
+
+    def sweep_unlisted(self, leases: frozenset[LeaseId]) -> None:
+        """An agent that served here meanwhile does not list these leases."""
+        self._sweep.unlisted_by_checkpoint = leases
         self._sweep_wake.set()
 
     async def run(self) -> NoReturn:
@@ -204,6 +225,9 @@ class Housekeeping:
         return True
 
     async def _drain_whole_spool(self) -> None:
+        if not self._may_drain():
+            # A DEL may be about a pod that has not been found yet.
+            raise TransientError(Reason.RECOVERING, "spooled DELs wait until it is known who lives here")
         seen: set[str] = set()
         while (left := {entry.name for entry in await self._spool.entries()}) - seen:
             seen |= left

@@ -47,12 +47,16 @@ class KeepLinks:
         clock: Clock,
         settings: DatapathSettings,
         free_turn_of: Callable[[SandboxKey], AbstractAsyncContextManager[bool]],
+        may_change: Callable[[], bool],
+        on_link: Callable[[LinkChange], None],
     ) -> None:
         self._writer = writer
         self._kernel = kernel
         self._clock = clock
         self._settings = settings
         self._free_turn_of = free_turn_of
+        self._may_change = may_change
+        self._on_link = on_link
         self._wake = asyncio.Event()
         self._must_converge = False
         self.problem = ""
@@ -124,6 +128,10 @@ class KeepLinks:
         looked_at, failures = loop.time(), 0
         while True:
             await self._pause()
+            if not self._may_change():
+                self._must_converge = True
+                await asyncio.sleep(MISSING_PERIOD_S)
+                continue
             try:
                 await self._set_up_missing()
                 await self._sweep_veths()
@@ -209,6 +217,7 @@ class KeepLinks:
     async def _on_change(self, change: LinkChange) -> None:
         state = self._writer.state
         link = change.link
+        self._on_link(change)
         held = next((held for held in state.enis.values() if held.facts.mac == link.mac.lower()), None)
         if link.alias and change.kind == "removed":
             self._note_veth_gone(link.ifindex)

@@ -124,7 +124,8 @@ class KeepWarm:
 
     def _resume(self, group: asyncio.TaskGroup, state: State) -> None:
         """Intents that nobody works on: left by a crash, or by a failure in between."""
-        if self._no_change():
+        # A node that is handed back begins nothing, and finishes what it has begun.
+        if self._no_change() not in ("", Reason.HANDING_BACK):
             return
         for intent in list(state.intents.values()):
             if intent.id not in self._effects.under_way:

@@ -16,10 +16,10 @@ import msgspec
 import structlog
 
 from vpccni.errors import Reason, Refused, TransientError, VpccniError
-from vpccni.events.node import LimitsObserved, MaxPodsObserved
+from vpccni.events.node import LIMITS_REVISION, LimitsObserved, MaxPodsObserved
 from vpccni.loops.readiness import Readiness
 from vpccni.loops.write import Writer
-from vpccni.model import Cidr, EniFacts
+from vpccni.model import Cidr, EniFacts, InstanceId
 from vpccni.planner import commands as c
 from vpccni.ports import Ec2, Imds, KubernetesNode
 
@@ -62,6 +62,7 @@ class Reconcile:
         self._cleans_up = cleans_up
         self._rng = rng
         self._on_identity = on_identity
+        self._named: tuple[InstanceId, int] = (InstanceId(""), 0)
         self._previous: tuple[EniFacts, ...] | None = None
         self._wake = asyncio.Event()
         self._disagreements = 0
@@ -146,19 +147,37 @@ class Reconcile:
     # -- steps ------------------------------------------------------------------------------------
 
     async def _identify(self) -> None:
-        await self._writer.submit(c.ObserveInstance(await self._imds.instance()))
+        instance = await self._imds.instance()
+        named, readings = self._named
+        self._named = (instance.id, readings + 1 if named == instance.id else 1)
+        refused = self._readiness.not_serving
+        await self._writer.submit(
+            c.ObserveInstance(
+                instance,
+                readings=self._named[1],
+                has_other_primary=refused is not None and refused.reason is Reason.NOT_THE_SAME_MACHINE,
+            )
+        )
         await self._on_identity()
+        doubted = self._writer.state.doubted
+        if doubted is not None:
+            # Asked again, with growing pauses: nothing of EC2 is changed before IMDS and the log agree.
+            raise TransientError(Reason.INSTANCE_DOUBTED, f"IMDS names {doubted.instance}; {doubted.detail}")
 
     async def _learn_limits(self) -> None:
         state = self._writer.state
         if state.instance is None:
             raise TransientError(Reason.NODE_NOT_INITIALIZED)
         latest = state.latest.get("limits")
-        if latest is not None and getattr(latest.event, "type", "") == state.instance.type:
-            return
+        if latest is not None and isinstance(latest.event, LimitsObserved):
+            is_known = latest.event.type == state.instance.type
+            if is_known and latest.event.revision >= LIMITS_REVISION:
+                return
         ec2 = await self._ec2()
         limits = await ec2.describe_limits(state.instance.type)
-        await self._writer.submit(c.Observe(LimitsObserved(type=state.instance.type, limits=limits)))
+        await self._writer.submit(
+            c.Observe(LimitsObserved(type=state.instance.type, limits=limits, revision=LIMITS_REVISION))
+        )
 
     async def _learn_max_pods(self) -> None:
         """From the setting, else the Node object, else what the instance type can address."""

@@ -27,6 +27,7 @@ from vpccni.datapath.difference import unwire, wire
 from vpccni.datapath.objects import DatapathSettings, Difference, SandboxSeen
 from vpccni.errors import Reason, Refused, TransientError, VpccniError
 from vpccni.events.sandbox import SandboxLink, SandboxWired
+from vpccni.evidence import GC_LIST
 from vpccni.loops.wiring import attached_enis, lease_wiring, rest_wiring
 from vpccni.loops.write import AddRefusedError, Writer
 from vpccni.model import LeaseId, SandboxKey, Stamp
@@ -392,7 +393,7 @@ class CniService:
                 raise CniFault(Reason.CHECK_FAILED, "; ".join(problems), call.version)
 
     async def _gc(self, call: Call) -> None:
-        """The runtime's list is one witness: what is not on it is quarantined, the sweep looks for a second.
+        """The runtime's list is one source: what is not on it is suspected, the sweep looks for a second.
 
         What is on it again is doubted no longer on the list's account.
         """
@@ -408,12 +409,12 @@ class CniService:
                 continue
             if not is_listed:
                 unlisted.add(lease.id)
-            elif lease.source != "gc":
+            elif lease.source != GC_LIST:
                 continue
             await self._writer.submit(
                 c.NoteEvidence(
                     lease=lease.id,
-                    source="gc",
+                    source=GC_LIST,
                     is_alive=is_listed,
                     detail="" if is_listed else "not in the GC list",
                 )

@@ -34,10 +34,10 @@ def add(state: State, command: c.Add, now: Stamp, context: c.Context) -> c.Answe
         request = ((sandbox.AddRequested(key=command.key, pod=command.pod), 0),)
     if context.must_not_change:
         return Refused(Reason.LOG_NEWER, ", ".join(context.must_not_change))
-    if context.not_serving is not None:
-        return c.Park(context.not_serving.reason, context.not_serving.detail, request)
     if context.refusing is not None:
         return context.refusing
+    if context.not_serving is not None:
+        return c.Park(context.not_serving.reason, context.not_serving.detail, request)
     # First come, first served: what is free belongs to those who wait already.
     binding = choose_address(state, now, context.cooldown_s) if not context.ahead else None
     if binding is None:

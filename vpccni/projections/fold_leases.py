@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def _address_assigned(state: State, record: Record, event: sandbox.AddressAssigned) -> None:
     if event.key in state.by_key:
-        raise InvariantBrokenError(f"event {record.seq} gives {event.key} a second lease")
+        raise InvariantBrokenError(
+            f"event {record.seq} is for {event.key}, which already has lease {state.by_key[event.key]}"
+        )
     _open(
         state,
         record,
@@ -63,7 +65,7 @@ def _open(state: State, record: Record, lease: Lease) -> None:
         if binding.address in state.by_address:
             other = state.by_address[binding.address]
             raise InvariantBrokenError(
-                f"event {record.seq} gives {binding.address}, which lease {other} holds"
+                f"event {record.seq} gives {binding.address}, which is held by lease {other}"
             )
     state.leases[lease.id] = lease
     for binding in lease.bindings:
@@ -95,7 +97,9 @@ def _lease_identified(state: State, record: Record, event: sandbox.LeaseIdentifi
     if lease is None or not lease.is_hold:
         raise InvariantBrokenError(f"event {record.seq} names lease {event.lease}, which is no hold")
     if event.key in state.by_key:
-        raise InvariantBrokenError(f"event {record.seq} gives {event.key} a second lease")
+        raise InvariantBrokenError(
+            f"event {record.seq} is for {event.key}, which already has lease {state.by_key[event.key]}"
+        )
     lease.key, lease.pod = event.key, event.pod
     lease.records["identified"] = record
     state.by_key[event.key] = lease.id

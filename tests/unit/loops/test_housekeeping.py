@@ -132,7 +132,7 @@ def test_the_runtimes_list_and_two_sights_of_the_kernel_end_a_lease():
         rig = await with_dead_pod()
         await asyncio.sleep(SECOND_SIGHT_S + 1)  # Young leases are not doubted.
         await rig.gc("alive")
-        assert rig.held("dead").source == "gc"
+        assert rig.held("dead").source == "gc_list"
         await asyncio.sleep(SECOND_SIGHT_S - 5)
         assert rig.lease("dead") is not None
         await asyncio.sleep(20)

@@ -556,7 +556,7 @@ def test_gc_doubts_what_is_not_listed_and_stops_doubting_what_is_listed_again():
         await asyncio.sleep(serve_cni.GC_LATE_S + 1)
         assert await rig.gc("a") == (200, {})
         assert rig.held("a").source == ""
-        assert rig.held("b").source == "gc"
+        assert rig.held("b").source == "gc_list"
         assert await rig.gc("a", "b") == (200, {})
         assert rig.held("b").source == ""
         await rig.stop()

@@ -108,7 +108,7 @@ def test_an_add_waits_for_an_address_that_rests(node):
     node.delete("a")
     answer = node.add("next")
     assert isinstance(answer, c.Park)
-    assert answer.detail == "waiting for a resting address"
+    assert answer.detail == "waiting for the end of a cooldown"
     assert isinstance(node.add("another", ahead=1), Refused)
 
 
@@ -324,7 +324,7 @@ def test_an_eni_with_a_lease_or_a_resting_address_is_not_detached(two):
         two.run_pod(name)
     assert "open leases" in objection(two.intend(kind="detach", eni=ONE))
     two.end_pod("c")
-    assert "resting" in objection(two.intend(kind="detach", eni=ONE))
+    assert "cooldown" in objection(two.intend(kind="detach", eni=ONE))
     two.wait(COOLDOWN_S)
     assert isinstance(two.intend(kind="detach", eni=ONE), c.Decision)
     assert two.state.enis[ONE].is_retiring
@@ -496,16 +496,56 @@ def test_a_boot_ends_every_lease_and_every_veth(node):
 
 
 def test_another_machine_starts_the_books_over(two):
+    two.boot("boot-2")
     two.run_pod("a")
     two.intend(kind="create", count=1)
     two.intend(kind="detach", eni=ONE)
-    two.ask(c.ObserveInstance(instance(2)))
+    two.ask(c.ObserveInstance(instance(2), has_other_primary=True))
     state = two.state
     assert (state.enis, state.leases, state.intents, state.rests, state.standing) == ({}, {}, {}, {}, {})
     assert state.instance == instance(2)
     ended = next(r for r in two.records if isinstance(r.event, sandbox.LeaseEnded))
     assert isinstance(ended.event, sandbox.LeaseEnded)
     assert ended.event.cause == "machine_changed"
+
+
+@pytest.mark.parametrize("readings", [1, 2, 50])
+@pytest.mark.parametrize("has_other_primary", [False, True])
+def test_a_machine_does_not_change_while_it_runs(two, readings, has_other_primary):
+    """One wrong answer of IMDS ended every lease once. Within one boot no answer does."""
+    two.run_pod("a")
+    before = dict(two.state.leases)
+    other = c.ObserveInstance(instance(2), readings=readings, has_other_primary=has_other_primary)
+    assert kinds(two.ask(other)) == [n.InstanceDoubted]
+    assert kinds(two.ask(other)) == []
+    assert two.state.leases == before
+    assert two.state.instance == instance()
+    assert two.state.doubted is not None
+    assert kinds(two.ask(c.ObserveInstance(instance()))) == [n.InstanceObserved]
+    assert two.state.doubted is None
+
+
+@pytest.mark.parametrize(
+    ("readings", "has_other_primary", "is_believed"),
+    [(1, True, True), (1, False, False), (2, False, True)],
+    ids=["another MAC, one reading", "same MAC, one reading", "same MAC, two readings"],
+)
+def test_in_a_new_boot_another_machine_needs_another_mac_or_two_readings(
+    two, readings, has_other_primary, is_believed
+):
+    two.boot("boot-2")
+    other = c.ObserveInstance(instance(2), readings=readings, has_other_primary=has_other_primary)
+    two.ask(other)
+    assert (two.state.instance == instance(2)) is is_believed
+    assert (two.state.doubted is None) is is_believed
+
+
+def test_an_instance_that_is_confirmed_in_a_boot_is_not_changed_in_it(two):
+    two.boot("boot-2")
+    assert kinds(two.ask(c.ObserveInstance(instance()))) == [n.InstanceObserved]
+    assert kinds(two.ask(c.ObserveInstance(instance()))) == []
+    two.ask(c.ObserveInstance(instance(2), readings=9, has_other_primary=True))
+    assert two.state.instance == instance()
 
 
 def test_the_same_machine_is_recorded_when_something_about_it_changed(node):

@@ -56,7 +56,9 @@ def test_an_attached_eni_of_ours_is_made_to_die_with_the_instance_once(node):
     assert wanted(node) == [("modify", ONE, -1)]
     (modify,) = next_effects(node.state, frozenset())
     assert modify.attachment == "attach-1"
-    node.append(EffectConfirmed(intent=IntentId(0), kind="modify", eni=ONE))
+    node.append(
+        EffectConfirmed(intent=IntentId(0), kind="modify", eni=ONE, attribute="delete_on_termination")
+    )
     assert wanted(node) == []
 
 

@@ -75,6 +75,10 @@ def key_of(name: str) -> SandboxKey:
     return SandboxKey("aws-cni", f"container-{name}", "eth0")
 
 
+def link_of(name: str) -> SandboxLink:
+    return SandboxLink(ifname="eth0", host_ifname=f"eni{name}", host_ifindex=7, alias=f"alias-{name}")
+
+
 def pod_of(name: str) -> PodRef:
     return PodRef("shop", name, f"uid-{name}")
 

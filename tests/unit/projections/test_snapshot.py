@@ -8,6 +8,7 @@ import pytest
 from tests.data.event_samples import EVENTS
 from tests.unit.projections.node import COOLDOWN_S, Node, eni_facts
 from vpccni.events import address, eni
+from vpccni.events import node as n
 from vpccni.events.codec import Record
 from vpccni.events.effect import EffectIntended
 from vpccni.model import Cidr, EniId, Seq
@@ -119,7 +120,7 @@ def test_an_eni_that_was_adopted_again_and_again_is_restored_as_it_is():
         address.CidrsOwned(eni=EniId("eni-0"), cidrs=(Cidr("10.0.0.99/32"),), source="reply"),
         EffectIntended(kind="create", count=1),
         EVENTS[-1],
-        EVENTS[6],
+        n.SchedulingObserved(schedulable=True),
     ],
     ids=lambda event: type(event).__name__,
 )
@@ -127,7 +128,7 @@ def test_states_that_differ_have_pictures_that_differ(busy, event):
     before, state = digest(busy.state), busy.folded()
     assert digest(state) == before
     state.evolve(Record(Seq(busy.state.head + 1), busy.now, event))
-    if isinstance(event, type(EVENTS[6])):
+    if isinstance(event, n.SchedulingObserved):
         assert digest(state) == before, "schedulable it was already"
     else:
         assert digest(state) != before

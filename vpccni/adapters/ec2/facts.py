@@ -8,6 +8,7 @@ from typing import Any
 from vpccni.adapters.ec2.errors import redact
 from vpccni.model import (
     Address,
+    CardLimits,
     Cidr,
     EniFacts,
     EniId,
@@ -79,11 +80,16 @@ def instance_limits(raw: Reply) -> InstanceLimits:
     network = raw["NetworkInfo"]
     default_card = network.get("DefaultNetworkCardIndex", 0)
     enis_max = network["MaximumNetworkInterfaces"]
+    cards: list[CardLimits] = []
     for card in network.get("NetworkCards") or ():
-        if card.get("NetworkCardIndex") == default_card:
-            enis_max = card.get("MaximumNetworkInterfaces", enis_max)
+        index, card_max = int(card.get("NetworkCardIndex", 0)), int(card.get("MaximumNetworkInterfaces", 0))
+        cards.append(CardLimits(card=index, enis_max=card_max))
+        if index == default_card:
+            enis_max = card_max or enis_max
     return InstanceLimits(
         enis_max=int(enis_max),
         ipv4_per_eni=int(network["Ipv4AddressesPerInterface"]),
         is_nitro=raw.get("Hypervisor") == "nitro" or bool(raw.get("BareMetal")),
+        ipv6_per_eni=int(network.get("Ipv6AddressesPerInterface") or 0),
+        cards=tuple(sorted(cards, key=lambda one: (one.card != default_card, one.card))),
     )

@@ -1,0 +1,376 @@
+"""Who lives on this node? Asked before anything is changed, and again whenever somebody else may have been here.
+
+Theory of operation. A log that is new, lost, old or another machine's does not know the pods that live. So the
+agent begins by comparing: a good log is confirmed by one look at the checkpoint file; any other is filled by a
+search of the node (:mod:`vpccni.recovery`). Until that is done the kernel, EC2, the spool, the executable and
+the conflist are left alone, and ADDs wait.
+
+===============================  =============================================================================
+while                            then
+===============================  =============================================================================
+another agent lives here         nothing is assigned, changed or exported; it is looked for every two seconds
+the take-over is refused         the same; the reasons are told and looked at again
+an interface is unexplained      ADDs are refused, EC2 is not changed, DELs are served; looked at again
+none of these                    the agent serves
+===============================  =============================================================================
+
+The API server only adds names, so nobody waits long for it; EC2 is not asked at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, NoReturn
+
+import structlog
+
+from vpccni.datapath.objects import LinkChange, LinkSeen
+from vpccni.errors import Reason, Refused, VpccniError
+from vpccni.evidence import (
+    API_SERVER,
+    CHECKPOINT,
+    KERNEL,
+    READ,
+    RUNTIME_CACHE,
+    CheckpointFile,
+    Evidence,
+    HostVeth,
+    PodSeen,
+    Verdict,
+)
+from vpccni.loops.readiness import Readiness
+from vpccni.loops.write import Writer
+from vpccni.model import LeaseId, Mac, Stamp
+from vpccni.planner import commands as c
+from vpccni.ports import Checkpoints, Clock, Kernel, KubernetesNode, Predecessor, RuntimeCache, Spool
+from vpccni.recovery import is_host_veth, is_unknown, judge
+from vpccni.takeover import Findings, check
+
+_log = structlog.get_logger("recover")
+
+LOOK_PERIOD_S: Final = 2.0
+"""Between two looks for another agent, and at what is unexplained."""
+QUIET_S: Final = 5.0
+"""Another agent is taken for gone when it has written nothing for so long."""
+UNKNOWN_PATIENCE_S: Final = 1.0
+"""A veth that is being wired has neither its alias nor its record yet; after this long it is looked at."""
+NAMES_PATIENCE_S: Final = 0.5
+"""How long a search waits for the API server once everything else has been read."""
+PARK_UNEXPLAINED_S: Final = 10.0
+"""An interface of a plugin that is still at work is explained in a second: so long ADDs wait for that."""
+
+
+class Recovery:
+    """The loop of the unknown.
+
+    Attributes:
+        is_done: Whether this process knows who lives here. Nothing outside is changed before.
+        unlisted: Leases that another agent's checkpoint no longer lists: one source for the lease sweep.
+        findings: What stood in the way of a take-over, at the last look; ``None`` when none was asked for.
+    """
+
+    def __init__(
+        self,
+        *,
+        writer: Writer,
+        kernel: Kernel,
+        runtime: RuntimeCache,
+        checkpoints: Checkpoints,
+        predecessor: Predecessor,
+        kubernetes: Callable[[], Awaitable[KubernetesNode | None]],
+        spool: Spool,
+        clock: Clock,
+        readiness: Readiness,
+        veth_prefix: str,
+        on_done: Callable[[], Awaitable[None]],
+        on_unlisted: Callable[[], None],
+    ) -> None:
+        self._writer = writer
+        self._kernel = kernel
+        self._runtime = runtime
+        self._checkpoints = checkpoints
+        self._predecessor = predecessor
+        self._kubernetes = kubernetes
+        self._spool = spool
+        self._clock = clock
+        self._readiness = readiness
+        self._veth_prefix = veth_prefix
+        self._on_done = on_done
+        self._on_unlisted = on_unlisted
+        self._is_lost = False
+        self._wake = asyncio.Event()
+        self._unknown: dict[int, tuple[LinkSeen, float]] = {}
+        self._unexplained_since: float | None = None
+        self._stamp: tuple[int, ...] = ()
+        self._written_at = float("-inf")
+        self.is_done = False
+        self.unlisted: frozenset[LeaseId] = frozenset()
+        self.findings: Findings | None = None
+
+    # -- at the start -----------------------------------------------------------------------------
+
+    async def begin(self, *, is_lost: bool) -> None:
+        """Confirm the log, or search the node. Returns also when another agent lives: ``run`` goes on then.
+
+        Args:
+            is_lost: The log is new although there was one here.
+        """
+        self._is_lost = is_lost
+        self._readiness.hold = Refused(Reason.RECOVERING, "the node is searched for living pods")
+        await self._look_once()
+
+    async def confirm(self, links: Sequence[LinkSeen]) -> None:
+        """The kernel was just read: a veth that the log does not explain means that the log is not whole."""
+        if self.is_done and any(self._is_unknown(link) for link in links):
+            await self._guarded(lambda: self._search("unknown_veth"))
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    async def run(self) -> NoReturn:
+        """Look for another agent, and at what is unexplained, for ever."""
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_PERIOD_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            await self._look_once()
+
+    def note_link(self, change: LinkChange) -> None:
+        """A link of the node changed: a host veth that nobody knows may be somebody else's pod."""
+        link = change.link
+        if change.kind == "removed" or not self._is_unknown(link):
+            self._unknown.pop(link.ifindex, None)
+            return
+        now = asyncio.get_running_loop().time()
+        self._unknown.setdefault(link.ifindex, (link, now))
+
+    def note_export(self, stamp: tuple[int, ...]) -> None:
+        """We wrote the checkpoint file: this is how it looks now."""
+        self._stamp = stamp
+
+    def wake(self) -> None:
+        """Look now."""
+        self._wake.set()
+
+    async def _look_once(self) -> None:
+        await self._guarded(self._look)
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except VpccniError as error:
+            _log.warning("search_failed", reason=error.reason, detail=error.detail)
+            if not self.is_done:
+                self._hold(Refused(Reason.RECOVERING, error.detail or str(error.reason)))
+
+    async def _look(self) -> None:
+        living = await self._living()
+        if living:
+            await self._yield_to(living)
+            return
+        was_here = self._writer.state.other_agent is not None
+        if was_here:
+            await self._writer.submit(c.NoteOtherAgent(is_alive=False))
+        if self._writer.state.mode == "handed_back" or (was_here and self._writer.state.mode == "hand_back"):
+            await self._writer.submit(c.SetMode("serve", "the other agent is gone"))
+        why = await self._why_search(was_here=was_here)
+        if why:
+            await self._search(why)
+        elif not self.is_done:
+            await self._finish()
+        self._tell_unexplained()
+
+    async def _living(self) -> str:
+        """How another agent shows; also one that writes the checkpoint file and has no socket that answers."""
+        living = await self._predecessor.living()
+        stamp = await self._checkpoints.stamp()
+        if stamp != self._stamp:
+            is_first, self._stamp = not self._stamp, stamp
+            if not is_first and stamp:
+                self._written_at = asyncio.get_running_loop().time()
+        if living or not self.is_done:
+            return living
+        if asyncio.get_running_loop().time() - self._written_at < QUIET_S:
+            return "somebody else writes the checkpoint file"
+        return ""
+
+    async def _yield_to(self, living: str) -> None:
+        if self._writer.state.other_agent is None:
+            _log.warning("another_agent", detail=living)
+            await self._writer.submit(c.NoteOtherAgent(is_alive=True, detail=living))
+        self.is_done = False
+        self._hold(Refused(Reason.ANOTHER_AGENT, living))
+
+    async def _why_search(self, *, was_here: bool) -> str:
+        """Why the node must be searched; empty when the log is known to be whole."""
+        state = self._writer.state
+        if state.survey is None:
+            if self._is_lost:
+                return "marker_without_log"
+            return "another_machine" if state.identity_boot else "new_log"
+        loop_time = asyncio.get_running_loop().time()
+        if any(loop_time - since >= UNKNOWN_PATIENCE_S for _, since in self._unknown.values()):
+            return "unknown_veth"
+        if state.survey.unexplained:
+            return "unknown_veth"
+        if self.is_done and not was_here:
+            return ""
+        files = await self._checkpoints.read()
+        return _why_of(files[0], self._clock.now(), state.log_id, state.head, self._imported())
+
+    def _imported(self) -> str:
+        imported = self._writer.state.imported
+        return imported.digest if imported is not None else ""
+
+    # -- a search ---------------------------------------------------------------------------------
+
+    async def _search(self, why: str) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        is_first = self._writer.state.survey is None
+        evidence = await self.gather()
+        verdict = judge(self._writer.state, evidence, self._clock.now(), self._veth_prefix)
+        if is_first and not await self._may_take_over(evidence, verdict):
+            return
+        await self._writer.submit(c.TakeSurvey(why=why, verdict=verdict))
+        self._unknown.clear()
+        _log.info(
+            "searched",
+            why=why,
+            claims=len(verdict.claims),
+            ended=len(verdict.endings),
+            unexplained=[veth.ifname for veth in verdict.unexplained],
+            sources=evidence.sources,
+            elapsed_s=round(loop.time() - started, 3),
+        )
+        if verdict.unlisted != self.unlisted:
+            self.unlisted = verdict.unlisted
+            self._on_unlisted()
+        await self._finish()
+
+    async def _may_take_over(self, evidence: Evidence, verdict: Verdict) -> bool:
+        """The first start on a node: what we cannot serve must not be taken from who serves it."""
+        policies = await self._predecessor.enforced_policies()
+        endpoints = await self._policy_endpoints() if policies else ()
+        self.findings = check(
+            evidence=evidence, verdict=verdict, living="", pins=policies, policy_endpoints=endpoints
+        )
+        if not self.findings.objections:
+            return True
+        told = "; ".join(one.sentence for one in self.findings.objections)
+        if self._readiness.hold is None or self._readiness.hold.detail != told:
+            _log.error("take_over_refused", detail=told)
+        self._hold(Refused(Reason.TAKE_OVER_REFUSED, told))
+        return False
+
+    async def _policy_endpoints(self) -> tuple[str, ...] | None:
+        try:
+            async with asyncio.timeout(NAMES_PATIENCE_S):
+                node = await self._kubernetes()
+                return await node.policy_endpoints() if node is not None else None
+        except (VpccniError, TimeoutError):
+            return None
+
+    async def gather(self) -> Evidence:
+        """Read every source. Only the kernel must answer.
+
+        Raises:
+            PermanentError: ``kernel_refused``: the kernel cannot be searched.
+        """
+        async with asyncio.TaskGroup() as group:
+            naming = group.create_task(self._name_pods(), name="name pods")
+            try:
+                cache = await self._runtime.read()
+                files = await self._checkpoints.read()
+                paths = [one.netns for one in cache.entries if one.netns]
+                paths += [lease.netns for lease in self._writer.state.leases.values() if lease.netns]
+                kernel = await self._kernel.survey(self._veth_prefix, sorted(set(paths)))
+                newest, spool_status = await self._newest_spooled_ns()
+                is_somebody_here = bool(kernel.veths or cache.entries or any(file.rows for file in files))
+                await asyncio.wait([naming], timeout=NAMES_PATIENCE_S if is_somebody_here else 0.0)
+            finally:
+                is_named = naming.done() and not naming.cancelled()
+                naming.cancel()
+        pods, api_status = naming.result() if is_named else (None, "unreadable: no answer in time")
+        sources = {KERNEL: READ, RUNTIME_CACHE: cache.status, API_SERVER: api_status, "spool": spool_status}
+        for file in files:
+            sources[CHECKPOINT if not file.card else f"{CHECKPOINT}_nic_{file.card}"] = file.status
+        return Evidence(
+            kernel=kernel,
+            cache=cache,
+            checkpoints=files,
+            pods=pods,
+            newest_spool_ns=newest,
+            sources=sources,
+        )
+
+    async def _name_pods(self) -> tuple[tuple[PodSeen, ...] | None, str]:
+        try:
+            node = await self._kubernetes()
+            if node is None:
+                return None, "absent"
+            return await node.pods(), READ
+        except VpccniError as error:
+            return None, f"unreadable: {error.detail[:200]}"
+
+    async def _newest_spooled_ns(self) -> tuple[int, str]:
+        """When the newest DEL of this boot was spooled, wall time."""
+        now = self._clock.now()
+        try:
+            entries = await self._spool.entries()
+        except VpccniError as error:
+            return 0, f"unreadable: {error.detail[:200]}"
+        here = [entry.boottime_ns for entry in entries if entry.boot_id == now.boot_id]
+        return (now.wall_ns - (now.boottime_ns - max(here)) if here else 0), READ
+
+    # -- what follows -----------------------------------------------------------------------------
+
+    def _is_unknown(self, link: LinkSeen) -> bool:
+        veth = _as_host_veth(link)
+        return is_host_veth(link.kind, veth, self._veth_prefix) and is_unknown(veth, self._writer.state)
+
+    async def _finish(self) -> None:
+        was_done, self.is_done = self.is_done, True
+        self._hold(None)
+        if not was_done:
+            await self._on_done()
+
+    def _hold(self, refused: Refused | None) -> None:
+        changed = self._readiness.hold != refused
+        self._readiness.hold = refused
+        if changed:
+            self._writer.look_again()
+
+    def _tell_unexplained(self) -> None:
+        """ADDs wait a little for a plugin that is still at work, then they are refused with the reason."""
+        survey = self._writer.state.survey
+        names = survey.unexplained if survey is not None and self.is_done else ()
+        now = asyncio.get_running_loop().time()
+        if not names:
+            self._unexplained_since = None
+            self._readiness.unexplained = None
+            return
+        if self._unexplained_since is None:
+            self._unexplained_since = now
+        self._readiness.unexplained = Refused(Reason.ADDRESS_UNEXPLAINED, ", ".join(names))
+        self._readiness.is_unexplained_for_long = now - self._unexplained_since >= PARK_UNEXPLAINED_S
+        self._writer.look_again()
+
+
+def _as_host_veth(link: LinkSeen) -> HostVeth:
+    return HostVeth(ifindex=link.ifindex, ifname=link.ifname, mac=Mac(link.mac), alias=link.alias)
+
+
+def _why_of(file: CheckpointFile, now: Stamp, log_id: str, head: int, imported: str) -> str:
+    """What a checkpoint file says about a log that seems whole; empty when nothing."""
+    if file.status != READ or file.digest == imported:
+        return ""
+    if file.log_id == log_id:
+        return "older_log" if file.seq > head else ""
+    is_of_this_boot = (
+        file.boot_id == now.boot_id if file.boot_id else (file.modified_ns >= now.wall_ns - now.boottime_ns)
+    )
+    return "foreign_checkpoint" if is_of_this_boot else ""
