@@ -24,10 +24,13 @@ import structlog
 
 from vpccni import __version__
 from vpccni.adapters import cni_files
+from vpccni.adapters.checkpoint import CheckpointFiles
 from vpccni.adapters.clock import SystemClock
 from vpccni.adapters.imds import ImdsV2
 from vpccni.adapters.kernel import NetlinkKernel
 from vpccni.adapters.log_sqlite import SqliteLog
+from vpccni.adapters.node_lock import NodeLock
+from vpccni.adapters.predecessor import VpcCni
 from vpccni.adapters.runtime import LibcniCache
 from vpccni.adapters.spool import DirectorySpool
 from vpccni.api.http import SocketServer
@@ -58,6 +61,7 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True):
     """Where the agent keeps things."""
 
     log: Path
+    run: Path
     socket: Path
     pid: Path
     spool: Path
@@ -187,6 +191,7 @@ def msgspec_dumps(value: Any, **_: Any) -> str:
 def _paths(options: argparse.Namespace) -> Paths:
     return Paths(
         log=options.state_dir / LOG_NAME,
+        run=options.run_dir,
         socket=options.socket or options.run_dir / SOCKET_NAME,
         pid=options.run_dir / "vpccni.pid",
         spool=options.spool or options.run_dir / "spool",
@@ -257,9 +262,11 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if options.install_bin is not None:
-        cni_files.install_plugin(options.install_bin, options.plugin)
     async with AsyncExitStack() as stack:
+        lock = NodeLock(paths.run, f"pid {os.getpid()}, log {paths.log}")
+        stack.callback(lock.close)
+        if not await _take(lock, stop):
+            return
         clock = SystemClock(paths.boot_id)
         log = SqliteLog(paths.log, volatile_ok=options.volatile_log)
         stack.push_async_callback(log.close)
@@ -279,6 +286,8 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
             kernel=kernel,
             runtime=LibcniCache(paths.cni_results),
             spool=spool,
+            checkpoints=CheckpointFiles(Path(settings.backing_store)),
+            predecessor=VpcCni(paths.run),
         )
         agent = Agent(settings, ports, random.Random(options.seed))  # noqa: S311 - jitter, no secret
         clients.observed_region = agent.observed_region
@@ -295,6 +304,23 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
         gc.freeze()  # Everything imported stays: later collections need not look at it.
         gc.enable()
         await _serve(agent, server, site, settings, options, paths, stop)
+
+
+async def _take(lock: NodeLock, stop: asyncio.Event) -> bool:
+    """Be the only agent of ours on this node; the one before us may be finishing. False when stopped meanwhile."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + LOCK_PATIENCE_S
+    while True:
+        try:
+            lock.take()
+        except PermanentError as error:
+            if error.reason is not Reason.ANOTHER_AGENT or loop.time() > deadline:
+                raise
+            if stop.is_set():
+                return False
+            await asyncio.sleep(0.05)
+        else:
+            return True
 
 
 async def _start(agent: Agent, stop: asyncio.Event) -> bool:
@@ -326,7 +352,7 @@ async def _serve(
     async with asyncio.TaskGroup() as group:
         running = group.create_task(agent.run(), name="agent")
         helpers: list[asyncio.Task[Any]] = [group.create_task(server.keep_listening(), name="keep listening")]
-        if options.install_conf is not None:
+        if options.install_conf is not None or options.install_bin is not None:
             helpers.append(
                 group.create_task(_install_when_ready(agent, settings, options, paths), name="conflist")
             )
@@ -347,6 +373,13 @@ async def _install_when_ready(
     agent: Agent, settings: Settings, options: argparse.Namespace, paths: Paths
 ) -> None:
     """The conflist makes the node Ready, so it comes when ADDs can be served, and not before."""
+    # Nothing is put in place before it is known who lives here: until then the node is somebody else's.
+    while not agent.recovery.is_done:  # noqa: ASYNC110 - once, at start
+        await asyncio.sleep(0.05)
+    if options.install_bin is not None:
+        cni_files.install_plugin(options.install_bin, options.plugin)
+    if options.install_conf is None:
+        return
     while agent.readiness.refusal() is not None:  # noqa: ASYNC110 - once, at start
         await asyncio.sleep(0.05)
     bin_dir = options.install_bin or Path(settings.cni_bin_dir)
@@ -378,6 +411,10 @@ class Site:
     async def cni(self, body: bytes) -> Reply:
         """One CNI request."""
         return await self._agent.cni.handle(body)
+
+    async def set_mode(self, body: bytes) -> Reply:
+        """Hand the node back, or serve it again: ``{"mode": "hand_back" | "serve"}``."""
+        return await self._agent.set_mode(body)
 
     def view(self, name: str) -> Any:
         """The durable state, as data."""

@@ -66,6 +66,9 @@ class Handlers(Protocol):
     def view(self, name: str) -> Any:
         """``GET /v1/{status,pods,enis}``: plain data."""
 
+    async def set_mode(self, body: bytes) -> Answer:
+        """``POST /v1/mode``: hand the node back, or serve it again."""
+
     def is_healthy(self) -> tuple[bool, Any]:
         """``GET /healthz``."""
 
@@ -76,6 +79,7 @@ class Handlers(Protocol):
         """``GET /v1/events``: lines of JSON."""
 
 
+_POSTED: Final = ("/v1/cni", "/v1/mode")
 _VIEWS: Final = ("status", "pods", "enis")
 
 
@@ -154,8 +158,10 @@ class SocketServer:
         if _peer_uid(request) != 0:
             return _json(403, _problem(Reason.NOT_ALLOWED))
         path, method = request.path, request.method
-        if path == "/v1/cni":
-            return await self._cni(request) if method == "POST" else _json(405, _problem(Reason.BAD_REQUEST))
+        if path in _POSTED:
+            if method != "POST":
+                return _json(405, _problem(Reason.BAD_REQUEST, "only POST here"))
+            return await self._post(request)
         if method not in ("GET", "HEAD"):
             return _json(405, _problem(Reason.BAD_REQUEST, "only GET here"))
         name = path.removeprefix("/v1/")
@@ -166,10 +172,10 @@ class SocketServer:
         if path in ("/healthz", "/readyz"):
             good, said = self._handlers.is_healthy() if path == "/healthz" else self._handlers.is_ready()
             return _json(200 if good else 503, msgspec.json.encode(said))
-        known = ["/v1/cni", *(f"/v1/{view}" for view in _VIEWS), "/v1/events", "/healthz", "/readyz"]
+        known = [*_POSTED, *(f"/v1/{view}" for view in _VIEWS), "/v1/events", "/healthz", "/readyz"]
         return _json(404, msgspec.json.encode({"reason": "bad_request", "known_paths": known}))
 
-    async def _cni(self, request: web.BaseRequest) -> web.Response:
+    async def _post(self, request: web.BaseRequest) -> web.Response:
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 body = await request.read()
@@ -179,7 +185,8 @@ class SocketServer:
             return _json(408, _problem(Reason.BAD_REQUEST, f"no whole body within {BODY_TIMEOUT_S:.0f} s"))
         except web.RequestPayloadError as error:
             return _last(400, _problem(Reason.BAD_REQUEST, _first_line(error)))
-        answer = await self._handlers.cni(body)
+        serve = self._handlers.cni if request.path == "/v1/cni" else self._handlers.set_mode
+        answer = await serve(body)
         if not answer.status and request.transport is not None:
             request.transport.abort()
         return _json(answer.status or 503, answer.body)

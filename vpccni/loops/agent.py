@@ -29,7 +29,7 @@ from vpccni.loops.keep_warm import EniTemplate, KeepWarm
 from vpccni.loops.readiness import Readiness
 from vpccni.loops.reconcile import Reconcile
 from vpccni.loops.recover import Recovery
-from vpccni.loops.serve_cni import CniService
+from vpccni.loops.serve_cni import CniService, Reply
 from vpccni.loops.write import Writer
 from vpccni.model import Cidr, Stamp
 from vpccni.planner import commands as c
@@ -165,7 +165,7 @@ class Agent:
             may_export=lambda: self.recovery.is_done and not self.readiness.must_not_change,
             on_written=self.recovery.note_export,
         )
-        self.hand_back = HandBack(writer=self.writer, imds=ports.imds)
+        self.hand_back = HandBack(writer=self.writer, imds=ports.imds, behind=self._behind)
         self.cni = CniService(
             writer=self.writer,
             kernel=ports.kernel,
@@ -288,6 +288,14 @@ class Agent:
             "other_agent": state.other_agent.detail if state.other_agent is not None else "",
         }
 
+    def _behind(self) -> str:
+        """What the original would need and is not in place yet."""
+        if self.links.problem:
+            return f"the kernel: {self.links.problem}"
+        if self.links.converged_mode != "hand_back":
+            return "the routes and rules of the original"
+        return self.export.problem or ("" if self.export.is_current() else "the checkpoint file")
+
     def _frozen(self) -> str:
         """Why EC2 must not be changed, as the log says."""
         state = self.writer.state
@@ -307,6 +315,29 @@ class Agent:
 
     def _wake_planner(self) -> None:
         self.keep_warm.wake()
+
+    async def set_mode(self, body: bytes) -> Reply:
+        """An operator asks for another mode; answered when it is recorded."""
+        try:
+            wanted = msgspec.json.decode(body, type=dict[str, str]).get("mode", "")
+        except msgspec.DecodeError:
+            wanted = ""
+        if wanted not in ("serve", "hand_back"):
+            said = sentence(Reason.BAD_REQUEST, "give a mode: serve or hand_back")
+            return Reply(400, msgspec.json.encode({"reason": "bad_request", "msg": said}))
+        refused = self.readiness.hold
+        if refused is not None:
+            said = sentence(refused.reason, refused.detail)
+            return Reply(503, msgspec.json.encode({"reason": str(refused.reason), "msg": said}))
+        try:
+            await self.writer.submit(c.SetMode(wanted, "asked for by an operator"))
+        except VpccniError as error:
+            said = sentence(error.reason, error.detail)
+            return Reply(503, msgspec.json.encode({"reason": str(error.reason), "msg": said}))
+        self.hand_back.wake()
+        self.links.converge_soon()
+        self._wake_planner()
+        return Reply(200, msgspec.json.encode({"mode": wanted}))
 
     # -- life -------------------------------------------------------------------------------------
 

@@ -73,6 +73,10 @@ class Export:
         self._written = None
         self._wake.set()
 
+    def is_current(self) -> bool:
+        """Whether the file holds every lease of the log, as far as leases go."""
+        return self._written is not None and not self._wake.is_set()
+
     async def run(self) -> NoReturn:
         """Write whenever leases have changed, but not more often than every half second."""
         while True:

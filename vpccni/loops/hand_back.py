@@ -7,6 +7,7 @@ when IMDS lists each leased address, and when no call to EC2 is open that would 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import structlog
@@ -23,9 +24,17 @@ PERIOD_S: Final = 2.0
 class HandBack:
     """The loop of the hand-back; it does nothing in any other mode."""
 
-    def __init__(self, *, writer: Writer, imds: Imds) -> None:
+    def __init__(self, *, writer: Writer, imds: Imds, behind: Callable[[], str]) -> None:
+        """Remember the parts.
+
+        Args:
+            writer: Whose state is compared.
+            imds: Who must list the addresses.
+            behind: What of the kernel or of the checkpoint file is not in place yet; empty when all is.
+        """
         self._writer = writer
         self._imds = imds
+        self._behind = behind
         self._wake = asyncio.Event()
         self._missing: list[str] = []
         self._problem = "not looked at yet"
@@ -42,14 +51,12 @@ class HandBack:
             return None
         intended = [intent.intended for intent in state.intents.values()]
         waits = [f"{one.kind} of {one.eni or 'a new ENI'}" for one in intended]
+        problem = self._problem or self._behind()
         return {
-            "is_ready": not (self._missing or waits or self._problem),
+            "is_ready": not (self._missing or waits or problem),
             "not_in_imds": self._missing,
             "open_intents": waits,
-            "unwired": sorted(
-                lease.bindings[0].address for lease in state.leases.values() if lease.wired is None
-            ),
-            "problem": self._problem,
+            "problem": problem,
         }
 
     async def run(self) -> NoReturn:

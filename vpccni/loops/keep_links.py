@@ -60,6 +60,7 @@ class KeepLinks:
         self._wake = asyncio.Event()
         self._must_converge = False
         self.problem = ""
+        self.converged_mode = ""
 
     def on_records(self, records: Sequence[Record]) -> None:
         """Attaches make links to set up; detaches leave rules to take away."""
@@ -68,6 +69,11 @@ class KeepLinks:
         if any(isinstance(record.event, (EniDetached, EniGone)) for record in records):
             self._must_converge = True
             self.wake()
+
+    def converge_soon(self) -> None:
+        """What is wanted has changed: look at the whole now."""
+        self._must_converge = True
+        self.wake()
 
     def wake(self) -> None:
         """A link may have come or gone, or an ENI was attached."""
@@ -93,7 +99,9 @@ class KeepLinks:
             state.vpc_cidrs,
         )
         made = difference(wanted, observed)
+        mode = state.mode
         applied = await self._kernel.apply(made)
+        self.converged_mode = mode
         await self._note_enis(applied, made)
         self._note_unwired(observed, applied)
         return observed
