@@ -102,7 +102,7 @@ class Recovery:
         self._wake = asyncio.Event()
         self._unknown: dict[int, tuple[LinkSeen, float]] = {}
         self._unexplained_since: float | None = None
-        self._stamp: tuple[int, ...] = ()
+        self._stamp: tuple[int, ...] | None = None
         self._written_at = float("-inf")
         self.is_done = False
         self.unlisted: frozenset[LeaseId] = frozenset()
@@ -174,9 +174,10 @@ class Recovery:
         was_here = self._writer.state.other_agent is not None
         if was_here:
             await self._writer.submit(c.NoteOtherAgent(is_alive=False))
-        if self._writer.state.mode == "handed_back" or (was_here and self._writer.state.mode == "hand_back"):
-            await self._writer.submit(c.SetMode("serve", "the other agent is gone"))
         why = await self._why_search(was_here=was_here)
+        has_returned = was_here or why == "foreign_checkpoint"
+        if self._writer.state.mode == "handed_back" or (has_returned and self._writer.state.mode != "serve"):
+            await self._writer.submit(c.SetMode("serve", "the other agent is gone"))
         if why:
             await self._search(why)
         elif not self.is_done:
@@ -188,19 +189,24 @@ class Recovery:
         living = await self._predecessor.living()
         stamp = await self._checkpoints.stamp()
         if stamp != self._stamp:
-            is_first, self._stamp = not self._stamp, stamp
-            if not is_first and stamp:
+            is_first, self._stamp = self._stamp is None, stamp
+            if stamp and not is_first and not await self._is_our_file():
                 self._written_at = asyncio.get_running_loop().time()
-        if living or not self.is_done:
-            return living
-        if asyncio.get_running_loop().time() - self._written_at < QUIET_S:
+        if not living and asyncio.get_running_loop().time() - self._written_at < QUIET_S:
             return "somebody else writes the checkpoint file"
-        return ""
+        return living
+
+    async def _is_our_file(self) -> bool:
+        """Whether the checkpoint file carries our mark: an export that was not yet told of."""
+        files = await self._checkpoints.read()
+        return bool(files[0].log_id) and files[0].log_id == self._writer.state.log_id
 
     async def _yield_to(self, living: str) -> None:
         if self._writer.state.other_agent is None:
             _log.warning("another_agent", detail=living)
             await self._writer.submit(c.NoteOtherAgent(is_alive=True, detail=living))
+        if self._writer.state.mode == "hand_back":
+            await self._writer.submit(c.SetMode("handed_back", living))
         self.is_done = False
         self._hold(Refused(Reason.ANOTHER_AGENT, living))
 
