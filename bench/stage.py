@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from vpccni.adapters.cni_files import PLUGIN_NAME
+from vpccni.conflist import PLUGIN_NAME
 from vpccni.lab.ec2 import Timing
 from vpccni.lab.fabric.processes import Daemon, spawn_in
 from vpccni.lab.lab import Lab, LabNode

@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from vpccni import __version__
 from vpccni.adapters import cni_files
 from vpccni.adapters.checkpoint import CheckpointFiles
 from vpccni.adapters.clock import SystemClock
+from vpccni.adapters.cni_versions import ask_versions
 from vpccni.adapters.imds import ImdsV2
 from vpccni.adapters.kernel import NetlinkKernel
 from vpccni.adapters.log_sqlite import SqliteLog
@@ -382,15 +384,17 @@ async def _install_when_ready(
         return
     while agent.readiness.refusal() is not None:  # noqa: ASYNC110 - once, at start
         await asyncio.sleep(0.05)
-    bin_dir = options.install_bin or Path(settings.cni_bin_dir)
-    has_portmap = cni_files.has_portmap(bin_dir)
-    if not has_portmap:
-        _log.warning("no_portmap", directory=str(bin_dir), detail="pods with host ports will not get them")
-    conflist = cni_files.render_conflist(
-        settings, portmap=has_portmap, socket=str(paths.socket), spool=str(paths.spool)
+    installed = await cni_files.install_conflist_off_loop(
+        options.install_conf,
+        settings,
+        partial(ask_versions, options.install_bin or Path(settings.cni_bin_dir)),
+        socket=str(paths.socket),
+        spool=str(paths.spool),
     )
-    if cni_files.install_conflist(options.install_conf, conflist):
-        _log.info("conflist_installed", directory=str(options.install_conf))
+    for note in installed.notes:
+        (_log.warning if note.is_warning else _log.info)(note.name, detail=note.detail)
+    if installed.is_changed:
+        _log.info("conflist_installed", directory=str(options.install_conf), versions=installed.versions)
 
 
 def _write_pid(path: Path) -> None:

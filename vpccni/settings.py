@@ -353,7 +353,8 @@ TABLE: Final[tuple[Setting, ...]] = (
                    "Leases are in the event log (`vpccni agent --state-dir`)."),
         Setting("HOST_CNI_BIN_PATH", "cni_bin_dir", _TEXT, "/host/opt/cni/bin",
                 "Where the agent sees the node's CNI executables: portmap goes into the conflist only if it "
-                "is there. `vpccni install --bin` puts ours in place."),
+                "is there, and each plugin of the conflist is asked which CNI versions it speaks. "
+                "`vpccni install --bin` puts ours in place."),
         _no_effect("HOST_CNI_CONFDIR_PATH", _TEXT, "/host/etc/cni/net.d",
                    "Say `--conf` (install) or `--install-conf` (agent).", warns=True),
         _no_effect("AWS_VPC_K8S_EGRESS_V4_PLUGIN_LOG_FILE", _TEXT,

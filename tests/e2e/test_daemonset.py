@@ -158,10 +158,27 @@ async def test_the_manifest_makes_a_node_on_which_pods_get_addresses(host):
     assert await host.cni("CHECK", netns, result) == (0, "")
 
     assert await lab.kill_agent(node, signal.SIGTERM) == 0
+    chained = chain(node.places.conf / "10-aws.conflist", {"type": "mesh-cni", "options": {"a": [1, None]}})
     await host.start_agent(agent)
     await lab.wait_ready(node)
+    await wait_until(lambda: "cni_executable_missing" in node.places.log.read_text())
+    assert chained.read_text().startswith("{\n")
+    assert json.loads(chained.read_text())["plugins"][1] == {"type": "mesh-cni", "options": {"a": [1, None]}}
     assert await host.cni("DEL", netns, result) == (0, "")
     assert await node.client.get("/v1/pods") == []
+
+
+def chain(path, entry):
+    """Put an entry of somebody else into the conflist, on one line, so that the agent writes it anew."""
+    conflist = json.loads(path.read_text())
+    path.write_text(json.dumps(conflist | {"plugins": [*conflist["plugins"], entry]}))
+    return path
+
+
+async def wait_until(is_true):
+    async with asyncio.timeout(READY_TIMEOUT_S):
+        while not is_true():
+            await asyncio.sleep(0.02)
 
 
 async def test_the_readiness_probe_says_why_and_the_liveness_probe_is_content_while_there_is_no_ec2(host):

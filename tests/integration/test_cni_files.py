@@ -12,13 +12,8 @@ from pathlib import Path
 import pytest
 
 from vpccni.adapters import cni_files
-from vpccni.adapters.cni_files import (
-    find_plugin,
-    has_portmap,
-    install_conflist,
-    install_plugin,
-    render_conflist,
-)
+from vpccni.adapters.cni_files import find_plugin, install_conflist, install_plugin
+from vpccni.conflist import CNI_VERSIONS, Executable
 from vpccni.errors import PermanentError, Reason
 from vpccni.settings import Settings
 
@@ -41,43 +36,18 @@ def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_the_conflist_has_what_runtimes_and_the_plugin_need():
-    settings = Settings(veth_prefix='e"i', pod_mtu=1500, plugin_log_file="", plugin_log_level="info")
-    assert json.loads(render_conflist(settings, portmap=True)) == {
-        "cniVersion": "0.4.0",
-        "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
-        "name": "aws-cni",
-        "plugins": [
-            {
-                "type": "aws-cni",
-                "name": "aws-cni",
-                "vethPrefix": 'e"i',
-                "mtu": "1500",
-                "pluginLogFile": "",
-                "pluginLogLevel": "info",
-                "capabilities": {"io.kubernetes.cri.pod-annotations": True},
-            },
-            {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
-        ],
-    }
+def all_there(names):
+    """Every executable is there and speaks every version."""
+    return dict.fromkeys(names, Executable(is_there=True, versions=frozenset(CNI_VERSIONS)))
 
 
-def test_only_unusual_paths_are_named():
-    text = render_conflist(
-        Settings(), portmap=False, socket="/s/x.sock", spool="/s/spool", plugin_type="aws-2"
-    )
-    (ours,) = json.loads(text)["plugins"]
-    assert (ours["socket"], ours["spool"], ours["type"]) == ("/s/x.sock", "/s/spool", "aws-2")
-    (usual,) = json.loads(render_conflist(Settings(), portmap=False))["plugins"]
-    assert not {"socket", "spool"} & set(usual)
+def install(conf_dir, prefix="eni", ask=all_there):
+    """Install a conflist that differs by the veth prefix."""
+    return install_conflist(conf_dir, Settings(veth_prefix=prefix), ask)
 
 
-def test_portmap_counts_only_when_it_can_be_run(tmp_path):
-    assert not has_portmap(tmp_path)
-    (tmp_path / "portmap").touch(mode=0o644)
-    assert not has_portmap(tmp_path)
-    (tmp_path / "portmap").chmod(0o755)
-    assert has_portmap(tmp_path)
+def prefix_of(conf_dir):
+    return json.loads((conf_dir / "10-aws.conflist").read_text())["plugins"][0]["vethPrefix"]
 
 
 def test_both_files_are_put_in_place_and_nothing_else_is_touched(tmp_path, plugin):
@@ -87,7 +57,7 @@ def test_both_files_are_put_in_place_and_nothing_else_is_touched(tmp_path, plugi
     before = os.umask(0o077)
     try:
         assert install_plugin(bin_dir, plugin)
-        assert install_conflist(conf_dir, b"{}\n")
+        assert install(conf_dir).is_changed
     finally:
         os.umask(before)
     assert names(bin_dir) == ["aws-cni"]
@@ -108,12 +78,97 @@ def test_installing_the_same_again_changes_nothing_but_a_wrong_mode_is_mended(tm
     assert mode(tmp_path / "aws-cni") == 0o755
 
 
+def test_installing_the_same_conflist_again_changes_nothing(tmp_path):
+    assert install(tmp_path).is_changed
+    inode = (tmp_path / "10-aws.conflist").stat().st_ino
+    assert not install(tmp_path).is_changed
+    assert (tmp_path / "10-aws.conflist").stat().st_ino == inode
+
+
 def test_a_link_is_replaced_and_what_it_points_to_is_left_alone(tmp_path):
-    (tmp_path / "elsewhere").write_bytes(b"old")
+    install(tmp_path)
+    (tmp_path / "10-aws.conflist").rename(tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere").read_bytes()
     (tmp_path / "10-aws.conflist").symlink_to("elsewhere")
-    assert install_conflist(tmp_path, b"old")
+    assert install(tmp_path).is_changed
     assert not (tmp_path / "10-aws.conflist").is_symlink()
-    assert (tmp_path / "elsewhere").read_bytes() == b"old"
+    assert (tmp_path / "10-aws.conflist").read_bytes() == before
+    assert (tmp_path / "elsewhere").read_bytes() == before
+
+
+def test_what_others_have_put_into_the_file_is_in_the_new_one_and_their_executables_are_asked(tmp_path):
+    mesh = {"type": "mesh-cni", "options": {"a": [1, 2.5, None]}}
+    (tmp_path / "10-aws.conflist").write_text(json.dumps({"plugins": [{"type": "aws-cni"}, mesh], "x": 1}))
+    asked = []
+
+    def ask(names):
+        asked.append(names)
+        return all_there(names) | {"mesh-cni": Executable(is_there=False, problem="There is no mesh-cni")}
+
+    installed = install(tmp_path, ask=ask)
+    new = json.loads((tmp_path / "10-aws.conflist").read_text())
+    assert asked == [{"aws-cni", "portmap", "mesh-cni"}]
+    assert new["plugins"][-1] == mesh
+    assert new["x"] == 1
+    assert installed.versions == ("0.4.0",)
+    assert installed.has_portmap
+    assert [note.name for note in installed.notes] == ["cni_executable_missing"]
+    assert names(tmp_path) == ["10-aws.conflist"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: path.write_bytes(b'{"plugins": [{"type": "mesh-cni"},]}'), "not JSON"),
+        (lambda path: path.write_bytes(b" " * ((1 << 20) + 1)), "larger than"),
+        (os.mkfifo, "not a file"),
+    ],
+    ids=["a comma too many", "huge", "a pipe"],
+)
+def test_a_file_that_is_no_conflist_is_kept_where_no_runtime_reads_it_and_told(tmp_path, spoil, said):
+    path = tmp_path / "10-aws.conflist"
+    (tmp_path / "10-aws.conflist.bad").write_text("of last time")
+    spoil(path)
+    before = path.stat()
+    installed = install(tmp_path)
+    assert prefix_of(tmp_path) == "eni"
+    assert names(tmp_path) == ["10-aws.conflist", "10-aws.conflist.bad"]
+    kept = (tmp_path / "10-aws.conflist.bad").stat()
+    assert (kept.st_ino, kept.st_size) == (before.st_ino, before.st_size)
+    (note,) = installed.notes
+    assert (note.name, note.is_warning) == ("conflist_unreadable", True)
+    assert said in note.detail
+    assert str(tmp_path / "10-aws.conflist.bad") in note.detail
+    assert install(tmp_path).notes == ()
+
+
+def test_a_directory_in_the_conflists_place_is_refused_in_words(tmp_path):
+    (tmp_path / "10-aws.conflist").mkdir()
+    with pytest.raises(PermanentError, match=r"10-aws\.conflist cannot be installed") as caught:
+        install(tmp_path)
+    assert caught.value.reason is Reason.INSTALL_FAILED
+    assert names(tmp_path) == ["10-aws.conflist"]
+
+
+def test_what_one_installer_puts_in_while_another_asks_is_not_lost(tmp_path):
+    """Both read before either writes: the one that writes last would take the other's entry out again.
+
+    1. The first asks executables. 2. A second begins. 3. The first writes. 4. The second must have read that.
+    """
+    install(tmp_path)
+    second = threading.Thread(target=install, args=(tmp_path, "two"))
+    prefixes = []
+
+    def ask(asked):
+        second.start()
+        second.join(0.3)
+        prefixes.append(prefix_of(tmp_path))
+        return all_there(asked)
+
+    install(tmp_path, "one", ask)
+    second.join()
+    assert prefixes == ["eni"]
+    assert prefix_of(tmp_path) == "two"
 
 
 def test_the_executable_can_be_replaced_while_it_runs(tmp_path):
@@ -169,33 +224,40 @@ def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 owner = cni_files if sys.argv[1] == "_write" else os
 setattr(owner, sys.argv[1], die)
-cni_files.install_conflist(Path(sys.argv[2]), b"new\\n")
+from vpccni.conflist import CNI_VERSIONS, Executable
+from vpccni.settings import Settings
+cni_files.install_conflist(
+    Path(sys.argv[2]),
+    Settings(veth_prefix="new"),
+    lambda names: dict.fromkeys(names, Executable(is_there=True, versions=frozenset(CNI_VERSIONS))),
+)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["_write", "fchmod", "fsync", "rename"])
 def test_killed_before_the_rename_the_old_file_stands_and_the_next_attempt_clears_up(tmp_path, step):
-    install_conflist(tmp_path, b"old\n")
+    install(tmp_path, "old")
+    before = (tmp_path / "10-aws.conflist").read_bytes()
     killed = subprocess.run([sys.executable, "-c", KILLED_AT, step, str(tmp_path)], cwd=REPO, check=False)
     assert killed.returncode == -9
-    assert (tmp_path / "10-aws.conflist").read_bytes() == b"old\n"
+    assert (tmp_path / "10-aws.conflist").read_bytes() == before
     left = [name for name in names(tmp_path) if name != "10-aws.conflist"]
     assert all(name.startswith(".") and not name.endswith((".conf", ".conflist", ".json")) for name in left)
-    assert install_conflist(tmp_path, b"newest\n")
+    assert install(tmp_path, "last").is_changed
     assert names(tmp_path) == ["10-aws.conflist"]
-    assert (tmp_path / "10-aws.conflist").read_bytes() == b"newest\n"
+    assert prefix_of(tmp_path) == "last"
 
 
 def test_two_installers_at_once_both_end_well(tmp_path):
-    contents = [bytes([65 + number]) * 100_000 for number in range(4)]
-    threads = [threading.Thread(target=install_conflist, args=(tmp_path, content)) for content in contents]
+    prefixes = [f"e{number}" for number in range(4)]
+    threads = [threading.Thread(target=install, args=(tmp_path, prefix)) for prefix in prefixes]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert names(tmp_path) == ["10-aws.conflist"]
-    assert (tmp_path / "10-aws.conflist").read_bytes() in contents
+    assert prefix_of(tmp_path) in prefixes
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC], ids=errno.errorcode.get)
@@ -221,7 +283,8 @@ def test_a_read_only_mount_is_refused_in_words(tmp_path):
     """A real read-only mount, in a mount namespace of the test's own; root is stopped by it, too."""
     code = (
         "from pathlib import Path; from vpccni.adapters.cni_files import install_conflist; "
-        f"install_conflist(Path('{tmp_path}'), b'x')"
+        "from vpccni.adapters.cni_versions import ask_versions; from vpccni.settings import Settings; "
+        f"install_conflist(Path('{tmp_path}'), Settings(), lambda names: ask_versions(Path('/nowhere'), names))"
     )
     script = f'mount -t tmpfs -o ro none {tmp_path} && exec {sys.executable} -c "{code}"'
     command = ["unshare", "-Urm", "sh", "-c", script]

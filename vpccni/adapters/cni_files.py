@@ -4,31 +4,47 @@ A runtime may read either at any moment, and the node may lose power at any mome
 replaced as a whole: written beside its place under a hidden name, made executable, synced, renamed, and the
 directory synced. Order matters too: the conflist is what makes a runtime call us, so whoever installs both
 writes it last. Nothing else in the two directories is touched.
+
+What the conflist says is decided in :mod:`vpccni.conflist`, from what the file said before.
 """
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
+from vpccni.conflist import (
+    PLUGIN_NAME,
+    SOCKET_DEFAULT,
+    SPOOL_DEFAULT,
+    Executable,
+    FoundList,
+    Note,
+    merge,
+    read_list,
+)
 from vpccni.errors import PermanentError, Reason
 from vpccni.settings import Settings
 
 CONFLIST_NAME: Final = "10-aws.conflist"
 """The original's name: it sorts before what else a node may hold, and tools look for it."""
 
-PLUGIN_NAME: Final = "aws-cni"
-"""The executable's name, and thereby the plugin's ``type``."""
+SPOILT_NAME: Final = f"{CONFLIST_NAME}.bad"
+"""Where a conflist that could not be read is kept. Runtimes read ``.conf``, ``.conflist`` and ``.json`` only."""
 
-SOCKET_DEFAULT: Final = "/var/run/aws-node/vpccni.sock"
-SPOOL_DEFAULT: Final = "/var/run/aws-node/spool"
+CONFLIST_BYTES_MAX: Final = 1 << 20
+"""Our executable takes no configuration that is larger; real ones have some KiB."""
+
+Ask = Callable[[frozenset[str]], Mapping[str, Executable]]
+"""Asks executables for their versions; see ``adapters.cni_versions``."""
 
 PLUGIN_PLACES: Final = (
     Path(__file__).parents[1] / "_plugin" / PLUGIN_NAME,  # in an image or a wheel
@@ -36,59 +52,20 @@ PLUGIN_PLACES: Final = (
 )
 
 
-def render_conflist(
-    settings: Settings,
-    *,
-    portmap: bool,
-    socket: str = SOCKET_DEFAULT,
-    spool: str = SPOOL_DEFAULT,
-    plugin_type: str = PLUGIN_NAME,
-) -> bytes:
-    """The conflist for these settings, as JSON that ends in a newline.
+class Installed(msgspec.Struct, frozen=True, kw_only=True):
+    """What :func:`install_conflist` did.
 
-    Args:
-        settings: Whose veth prefix, MTU and plugin log go into it.
-        portmap: Whether ``portmap`` stands behind our plugin; see :func:`has_portmap`.
-        socket: The agent's socket as the *host* sees it.
-        spool: The directory of spooled DELs as the host sees it.
-        plugin_type: Name of the executable.
+    Attributes:
+        is_changed: Whether the file had to be written.
+        versions: The CNI versions that it offers, lowest first.
+        has_portmap: Whether ``portmap`` is in it.
+        notes: What an operator should read about it.
     """
-    ours: dict[str, Any] = {
-        "type": plugin_type,
-        "name": "aws-cni",
-        "vethPrefix": settings.veth_prefix,
-        "mtu": str(settings.pod_mtu),  # a string in the original's file, so tools expect one
-        "pluginLogFile": settings.plugin_log_file,
-        "pluginLogLevel": settings.plugin_log_level,
-        "capabilities": {"io.kubernetes.cri.pod-annotations": True},
-    }
-    if socket != SOCKET_DEFAULT:
-        ours["socket"] = socket
-    if spool != SPOOL_DEFAULT:
-        ours["spool"] = spool
-    plugins = [ours]
-    if portmap:
-        plugins.append({"type": "portmap", "capabilities": {"portMappings": True}, "snat": True})
-    conflist = {
-        # A libcni that knows `cniVersions` takes the highest it can speak; an older one takes `cniVersion`.
-        "cniVersion": "0.4.0",
-        "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
-        "name": "aws-cni",
-        # The original says `disableCheck` here, for its CHECK tells nothing. Ours compares kernel and lease.
-        "plugins": plugins,
-    }
-    return msgspec.json.format(msgspec.json.encode(conflist), indent=2) + b"\n"
 
-
-def has_portmap(bin_dir: Path) -> bool:
-    """Whether the reference plugin ``portmap`` is there to be run.
-
-    Host ports need it. But a conflist that names a missing executable fails *every* pod of the node, and the
-    original's images bring the plugin along where ours leave that to the node: so it is named only where
-    it is. Whoever renders without it should warn that host ports will not work.
-    """
-    path = bin_dir / "portmap"
-    return path.is_file() and os.access(path, os.X_OK)
+    is_changed: bool
+    versions: tuple[str, ...]
+    has_portmap: bool
+    notes: tuple[Note, ...]
 
 
 def find_plugin(path: Path | None = None) -> Path:
@@ -125,46 +102,130 @@ def install_plugin(bin_dir: Path, plugin: Path | None = None) -> bool:
         raise _refused(source, error) from error
     if not content:
         raise PermanentError(Reason.INSTALL_FAILED, f"{source} is empty: build it again with `make plugin`")
-    return _replace(bin_dir, PLUGIN_NAME, content, 0o755)
+    target = bin_dir / PLUGIN_NAME
+    try:
+        with _locked(bin_dir) as directory_fd:
+            return _replace(directory_fd, target, content, 0o755)
+    except OSError as error:
+        raise _refused(target, error) from error
 
 
-def install_conflist(conf_dir: Path, conflist: bytes) -> bool:
-    """Put the conflist into ``conf_dir``, mode 0644. Call it last: from here on pods come to us.
+def install_conflist(
+    conf_dir: Path,
+    settings: Settings,
+    ask: Ask,
+    *,
+    socket: str = SOCKET_DEFAULT,
+    spool: str = SPOOL_DEFAULT,
+) -> Installed:
+    """Put our conflist into ``conf_dir``, mode 0644. Call it last: from here on pods come to us.
+
+    What others have put into the file stays in it. A file that is no list of plugins is replaced, and kept
+    beside as ``10-aws.conflist.bad``. Blocks for as long as ``ask`` does.
+
+    Args:
+        conf_dir: The runtime's directory of configurations; made if it is missing.
+        settings: What our own entry depends on.
+        ask: How the executables of the list are asked for the versions that they speak.
+        socket: The agent's socket as the host sees it.
+        spool: The directory of spooled DELs as the host sees it.
+
+    Raises:
+        PermanentError: ``install_failed``; the directory cannot be written. The old file is as it was.
+    """
+    target = conf_dir / CONFLIST_NAME
+    try:
+        # One lock from reading to writing: what another installer writes in between would be lost.
+        with _locked(conf_dir) as directory_fd:
+            found, notes = _found_list(directory_fd, target)
+            merged = merge(found, settings, ask(found.executables()), socket=socket, spool=spool)
+            is_changed = _replace(directory_fd, target, merged.content, 0o644)
+    except OSError as error:
+        raise _refused(target, error) from error
+    return Installed(
+        is_changed=is_changed,
+        versions=merged.versions,
+        has_portmap=merged.has_portmap,
+        notes=notes + merged.notes,
+    )
+
+
+async def install_conflist_off_loop(
+    conf_dir: Path, settings: Settings, ask: Ask, *, socket: str, spool: str
+) -> Installed:
+    """:func:`install_conflist` in a thread: executables are run and disks are waited for."""
+    return await asyncio.to_thread(install_conflist, conf_dir, settings, ask, socket=socket, spool=spool)
+
+
+def _found_list(directory_fd: int, target: Path) -> tuple[FoundList, tuple[Note, ...]]:
+    """The conflist that is there. What cannot be read as one is kept beside, and told."""
+    try:
+        found = read_list(_read(directory_fd, target.name))
+    except OSError as error:
+        found = FoundList(problem=f"it cannot be read ({error.strerror or error})")
+    if not found.problem:
+        return found, ()
+    try:
+        # A second name for the old file, so that at no moment there is none.
+        with suppress(FileNotFoundError):
+            os.unlink(SPOILT_NAME, dir_fd=directory_fd)
+        os.link(
+            target.name,
+            SPOILT_NAME,
+            src_dir_fd=directory_fd,
+            dst_dir_fd=directory_fd,
+            follow_symlinks=False,
+        )
+        kept = f"It is kept as {target.with_name(SPOILT_NAME)}: put entries that it had into the new one."
+    except OSError as error:
+        kept = f"It could not be kept ({error.strerror or error})."
+    detail = f"{target} is replaced: {found.problem}. {kept}"
+    return found, (Note(name="conflist_unreadable", detail=detail),)
+
+
+def _read(directory_fd: int, name: str) -> bytes | None:
+    """The file's content; ``None`` when there is none. What is no file, or too large for one, is an ``OSError``."""
+    try:
+        # Not blocking: a pipe by that name would keep us waiting for its writer.
+        opened = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory_fd)
+    except FileNotFoundError:
+        return None
+    with open(opened, "rb") as file:
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            raise OSError("it is not a file")
+        content = file.read(CONFLIST_BYTES_MAX + 1)
+    if len(content) > CONFLIST_BYTES_MAX:
+        raise OSError(f"it is larger than {CONFLIST_BYTES_MAX} bytes")
+    return content
+
+
+def _replace(directory_fd: int, target: Path, content: bytes, mode: int) -> bool:
+    """Make ``target`` hold ``content``: the old file or the new one, never a part, never neither.
+
+    Args:
+        directory_fd: Its directory, locked.
+        target: The file.
+        content: What it shall hold.
+        mode: Its permissions, whatever the umask is.
 
     Returns:
         Whether anything had to be changed.
-
-    Raises:
-        PermanentError: ``bad_setting``; the directory cannot be written. The old file is as it was.
     """
-    return _replace(conf_dir, CONFLIST_NAME, conflist, 0o644)
-
-
-def _replace(directory: Path, name: str, content: bytes, mode: int) -> bool:
-    """Make ``directory/name`` hold ``content``: the old file or the new one, never a part, never neither."""
-    target = directory / name
+    if _is_already(target, content, mode):
+        return False
+    # One fixed name, so that killed attempts leave one file at most. The leading dot and the suffix
+    # keep runtimes from reading it as a configuration.
+    temporary = f".{target.name}.tmp"
+    with suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=directory_fd)
     try:
-        if not directory.is_dir():
-            directory.mkdir(parents=True, exist_ok=True)
-            directory.chmod(0o755)  # whatever the umask is: others look in here, too
-        with _locked(directory) as directory_fd:
-            if _is_already(target, content, mode):
-                return False
-            # One fixed name, so that killed attempts leave one file at most. The leading dot and the suffix
-            # keep runtimes from reading it as a configuration.
-            temporary = f".{name}.tmp"
-            with suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=directory_fd)
-            try:
-                _write(temporary, directory_fd, content, mode)
-                os.rename(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary, dir_fd=directory_fd)
-                raise
-            os.fsync(directory_fd)
-    except OSError as error:
-        raise _refused(target, error) from error
+        _write(temporary, directory_fd, content, mode)
+        os.rename(temporary, target.name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=directory_fd)
+        raise
+    os.fsync(directory_fd)
     return True
 
 
@@ -180,7 +241,10 @@ def _write(name: str, directory_fd: int, content: bytes, mode: int) -> None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[int]:
-    """The open directory, with the lock that keeps two installers from sharing a temporary file."""
+    """The open directory, made if missing, with the lock that keeps two installers out of each other's way."""
+    if not directory.is_dir():
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o755)  # whatever the umask is: others look in here, too
     directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(directory_fd, fcntl.LOCK_EX)

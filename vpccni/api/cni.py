@@ -11,11 +11,12 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from vpccni.conflist import CNI_VERSIONS
 from vpccni.errors import Reason, VpccniError, sentence
 from vpccni.model import Binding, PodRef, SandboxKey
 
 Version = Literal["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
-VERSIONS: Final[tuple[str, ...]] = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+VERSIONS: Final = CNI_VERSIONS
 VERBS: Final = ("ADD", "DEL", "CHECK", "STATUS", "GC")
 
 CODE_UNSUPPORTED_VERSION: Final = 1

@@ -19,9 +19,9 @@ from tests.deploy_manifest import (
     pod_spec,
 )
 from tests.fakes.ec2 import region_ec2
-from vpccni.adapters.cni_files import SOCKET_DEFAULT, SPOOL_DEFAULT
 from vpccni.adapters.ec2 import AwsEc2
 from vpccni.adapters.ec2.sdk import OPERATIONS
+from vpccni.conflist import SOCKET_DEFAULT, SPOOL_DEFAULT
 from vpccni.lab.ec2 import small_region
 from vpccni.model import InstanceId
 from vpccni.settings import TABLE, Settings, Status, read_settings
