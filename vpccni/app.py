@@ -391,6 +391,7 @@ async def _install_when_ready(
         socket=str(paths.socket),
         spool=str(paths.spool),
     )
+    agent.cni.refuses_host_ports = not installed.serves_host_ports
     for note in installed.notes:
         (_log.warning if note.is_warning else _log.info)(note.name, detail=note.detail)
     if installed.is_changed:

@@ -31,6 +31,7 @@ from typing import Any, Final
 
 import msgspec
 
+from vpccni.errors import Reason, sentence
 from vpccni.settings import Settings
 
 PLUGIN_NAME: Final = "aws-cni"
@@ -112,13 +113,14 @@ class Conflist(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         content: The file: JSON that ends in a newline.
         versions: The CNI versions that it offers, lowest first.
-        has_portmap: Whether ``portmap`` is in it.
+        serves_host_ports: Whether a plugin of it serves host ports. If none does, the runtime tells our own entry
+            of them, and the agent refuses pods that have some.
         notes: What there is to tell of it.
     """
 
     content: bytes
     versions: tuple[str, ...]
-    has_portmap: bool
+    serves_host_ports: bool
     notes: tuple[Note, ...] = ()
 
 
@@ -168,9 +170,17 @@ def merge(
     elif not named:
         wanted = set_aside or ([] if any(_takes_host_ports(entry) for entry in kept) else [_STOCK_PORTMAP])
         kept[place:place] = wanted
+    serves_host_ports = any(_takes_host_ports(entry) for entry in kept)
+    if not serves_host_ports:
+        ours["capabilities"]["portMappings"] = True
     plugins = [*kept[:place], ours, *kept[place:]]
     named_types = dict.fromkeys(str(entry["type"]) for entry in plugins)
     versions = _common_versions(executables[name] for name in named_types)
+    notes = list(_notes_on_executables(named_types, executables, versions))
+    if not serves_host_ports:
+        notes.append(
+            Note(name="no_portmap", detail=sentence(Reason.PORTMAP_MISSING, executables[PORTMAP].problem))
+        )
     conflist = {
         # A libcni that knows `cniVersions` (1.2) takes the highest that it speaks itself, and speaks it to every
         # plugin of the list; an older one takes `cniVersion`.
@@ -183,8 +193,8 @@ def merge(
     return Conflist(
         content=msgspec.json.format(msgspec.json.encode(conflist), indent=2) + b"\n",
         versions=versions,
-        has_portmap=any(entry["type"] == PORTMAP for entry in plugins),
-        notes=(*_notes_on_executables(named_types, executables, versions), *_notes_on_portmap(plugins)),
+        serves_host_ports=serves_host_ports,
+        notes=tuple(notes),
     )
 
 
@@ -320,8 +330,3 @@ def _notes_on_executables(
                 "STATUS and GC need 1.1.0.",
                 is_warning=False,
             )
-
-
-def _notes_on_portmap(plugins: list[dict[str, Any]]) -> Iterable[Note]:
-    if not any(_takes_host_ports(entry) for entry in plugins):
-        yield Note(name="no_portmap", detail="Pods with host ports will not get them.")

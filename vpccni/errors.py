@@ -51,6 +51,7 @@ class Reason(StrEnum):
     INTERFACE_EXISTS = "interface_exists"
     ENI_LINK_MISSING = "eni_link_missing"
     SPOOL_UNREADABLE = "spool_unreadable"
+    PORTMAP_MISSING = "portmap_missing"
     # The caller's mistake.
     BAD_REQUEST = "bad_request"
     BAD_ENVIRONMENT = "bad_environment"
@@ -205,6 +206,10 @@ EXPLANATIONS: Final[dict[Reason, Explanation]] = {
     Reason.SPOOL_UNREADABLE: Explanation(
         "A spooled DEL could not be read; it was set aside.",
         "Look at the file with the suffix .bad in the spool; the lease sweep frees the address later.",
+    ),
+    Reason.PORTMAP_MISSING: Explanation(
+        "No plugin of this node serves host ports: `portmap` is missing. Pods with a hostPort are refused.",
+        "Put `portmap` into the node's directory of CNI executables, then restart the agent or run `vpccni install`.",
     ),
     Reason.BAD_REQUEST: Explanation(
         "The request is not what POST /v1/cni takes.", "Use the plugin of the same version."

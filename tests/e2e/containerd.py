@@ -177,8 +177,13 @@ class Containerd:
         answer = await self.cri.call("ImageService", "ImageStatus", {1: {1: IMAGE}})
         return 1 in answer
 
-    async def run_pod(self, name: str, *, namespace: str = "default") -> Pod:
+    async def run_pod(self, name: str, *, namespace: str = "default", host_port: int = 0) -> Pod:
         """Run a pod whose container serves its own name over HTTP.
+
+        Args:
+            name: Its name.
+            namespace: Its namespace.
+            host_port: Where its port shall be served on the node; 0 for nowhere, as kubelet says it.
 
         Raises:
             CriError: the runtime refused; see its log.
@@ -188,6 +193,7 @@ class Containerd:
             1: {1: name, 2: uid, 3: namespace},
             2: name,
             3: str(self.directory),
+            5: {1: 0, 2: PORT, 3: host_port},  # the protocol, 0 for TCP, and the container's port
             8: {1: str(cgroup_parent())},
         }
         made = await self.cri.runtime("RunPodSandbox", {1: sandbox_config}, timeout_s=60.0)

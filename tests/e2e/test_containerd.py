@@ -25,6 +25,7 @@ from tests.e2e.containerd import (
     remove_leftovers,
     share_netns_directory,
 )
+from tests.e2e.cri import CriError
 from tests.e2e.disk import DIRECTORY, require_disk
 from vpccni.events.sandbox import LeaseEnded
 from vpccni.lab.ec2 import Timing, small_region
@@ -154,6 +155,27 @@ async def test_containers_have_their_leases_addresses_and_reach_each_other_and_t
         assert causes_of_ends(node.places.events) == ["del"] * gone
         await cluster.wait_without_pod_links(node)
         assert list(cluster.runtimes[node.name].results.glob("aws-cni-*")) == []
+
+
+async def test_without_portmap_a_pod_with_a_host_port_is_refused_by_name_and_others_run(cluster):
+    """What containerd passes on of our conflist, with its own hands."""
+    node, runtime = cluster.nodes[0], cluster.runtimes["a"]
+    with_port = await runtime.run_pod("with-portmap", host_port=8080)
+    (node.places.bin / "portmap").unlink()
+    await cluster.lab.kill_agent(node)
+    await cluster.start_agent(node)
+    async with asyncio.timeout(GONE_TIMEOUT_S):
+        while True:  # until the agent has written its conflist, and containerd has seen it
+            with pytest.raises(CriError):
+                await runtime.run_pod("refused", host_port=8081)
+            if "reason=portmap_missing; asked for: 8081/tcp" in runtime.log.read_text():
+                break
+            await asyncio.sleep(0.1)
+    await runtime.run_pod("without-port")
+    assert set(await cluster.leases(node)) == {"with-portmap", "without-port"}
+    assert (await node.client.get("/v1/status"))["problems"]["host_ports"]
+    await runtime.remove_pod(with_port)
+    assert set(await cluster.leases(node)) == {"without-port"}
 
 
 def causes_of_ends(path):

@@ -86,11 +86,11 @@ class Host:
         ended = await self.run(command_like_exec(self.node.agent.pid, command), env=self.environment)
         return ended.returncode, ended.stderr.decode()
 
-    async def cni(self, verb, netns, result=None):
+    async def cni(self, verb, netns, result=None, **more):
         """Call the installed executable as the installed conflist says; return its exit status and answer."""
         conflist = json.loads((self.node.places.conf / "10-aws.conflist").read_text())
         plugin = conflist["plugins"][0]
-        config = plugin | {"name": conflist["name"], "cniVersion": conflist["cniVersion"]}
+        config = plugin | {"name": conflist["name"], "cniVersion": conflist["cniVersion"]} | more
         if result is not None:
             config["prevResult"] = result
         environment = {
@@ -146,9 +146,17 @@ async def test_the_manifest_makes_a_node_on_which_pods_get_addresses(host):
     assert int(rights["CapEff"], 16) == int(rights["CapBnd"], 16) == granted
     assert rights["NoNewPrivs"] == "1"
 
+    # There is no portmap here.
+    async with asyncio.timeout(READY_TIMEOUT_S):
+        while not (await node.client.get("/v1/status"))["problems"]["host_ports"]:
+            await asyncio.sleep(0.02)
+
     # Made after the agent started, so it shows only if mounts are handed on.
     netns = await lab.fabric.add_namespace("web")
     await lab.fabric.run_in_thread(netns, set_loopback_up)
+    mapped = {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}}
+    status, refused = await host.cni("ADD", netns, **mapped)
+    assert (status, refused["reason"]) == (1, "portmap_missing")
     status, result = await host.cni("ADD", netns)
     assert status == 0, result
     (pod,) = await node.client.get("/v1/pods")

@@ -111,7 +111,7 @@ def test_what_others_have_put_into_the_file_is_in_the_new_one_and_their_executab
     assert new["plugins"][-1] == mesh
     assert new["x"] == 1
     assert installed.versions == ("0.4.0",)
-    assert installed.has_portmap
+    assert installed.serves_host_ports
     assert [note.name for note in installed.notes] == ["cni_executable_missing"]
     assert names(tmp_path) == ["10-aws.conflist"]
 

@@ -19,7 +19,8 @@ TYPES = st.sampled_from(["aws-cni", "egress-cni", "portmap", "istio-cni", "linke
 ENTRIES = st.builds(
     lambda name, options: options | {"type": name},
     TYPES,
-    st.dictionaries(
+    st.fixed_dictionaries({}, optional={"capabilities": st.just({"portMappings": True})})
+    | st.dictionaries(
         st.sampled_from(["enabled", "capabilities", "portmapSetAside", "podSGEnforcingMode"]) | st.text(),
         VALUES,
     ),
@@ -49,6 +50,11 @@ def others(conflist):
     ]
 
 
+def takes_host_ports(entry):
+    capabilities = entry.get("capabilities")
+    return isinstance(capabilities, dict) and capabilities.get("portMappings") is True
+
+
 @given(old=LISTS, data=st.data())
 def test_what_others_have_put_in_survives_and_the_second_time_changes_nothing(old, data):
     content = json.dumps(old).encode(errors="surrogatepass")
@@ -63,6 +69,9 @@ def test_what_others_have_put_in_survives_and_the_second_time_changes_nothing(ol
     }
     assert [entry["type"] for entry in new["plugins"]].count("aws-cni") == 1
     assert ("portmap" in [entry["type"] for entry in new["plugins"]]) <= executables["portmap"].is_there
+    takers = [entry["type"] for entry in new["plugins"] if takes_host_ports(entry)]
+    assert takers, "a pod's host ports would be dropped without a word"
+    assert made.serves_host_ports is ("aws-cni" not in takers)
     assert new["cniVersion"] in new["cniVersions"]
     assert merge(read_list(made.content), Settings(), executables).content == made.content
 

@@ -254,10 +254,23 @@ def test_without_its_executable_portmap_is_set_aside_and_comes_back_with_its_opt
     portmap = PORTMAP | {"masqAll": True}
     without, notes = merged(stock(STOCK_AWS_CNI, STOCK_EGRESS, portmap, ISTIO), portmap=ABSENT)
     assert types(without) == ["aws-cni", "istio-cni"]
-    assert "no_portmap" in notes
+    assert without["plugins"][0]["capabilities"]["portMappings"] is True
+    assert ABSENT.problem in notes["no_portmap"].detail
     conflist, notes = merged(without)
     assert conflist["plugins"] == [OURS, portmap, ISTIO]
     assert notes == {}
+
+
+def test_where_nobody_takes_host_ports_our_entry_asks_for_them():
+    """The runtime then gives a pod's host ports to us, and the agent refuses the pod."""
+    capabilities = {"io.kubernetes.cri.pod-annotations": True, "portMappings": True}
+    asking = OURS | {"capabilities": capabilities}
+    assert merged(None, portmap=ABSENT)[0]["plugins"] == [asking]
+    assert merged(None, portmap=ABSENT)[0]["cniVersions"][-1] == "1.1.0"
+    deaf = {"type": "portmap", "capabilities": {"bandwidth": True}}
+    conflist, notes = merged(stock(OURS, deaf, BANDWIDTH))
+    assert conflist["plugins"] == [asking, deaf, BANDWIDTH]
+    assert list(notes) == ["no_portmap"]
 
 
 def test_a_portmap_that_somebody_put_in_wins_over_the_one_that_was_set_aside():

@@ -58,13 +58,13 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         is_changed: Whether the file had to be written.
         versions: The CNI versions that it offers, lowest first.
-        has_portmap: Whether ``portmap`` is in it.
+        serves_host_ports: Whether a plugin of it serves host ports.
         notes: What an operator should read about it.
     """
 
     is_changed: bool
     versions: tuple[str, ...]
-    has_portmap: bool
+    serves_host_ports: bool
     notes: tuple[Note, ...]
 
 
@@ -145,7 +145,7 @@ def install_conflist(
     return Installed(
         is_changed=is_changed,
         versions=merged.versions,
-        has_portmap=merged.has_portmap,
+        serves_host_ports=merged.serves_host_ports,
         notes=notes + merged.notes,
     )
 

@@ -6,7 +6,7 @@ Source: CNI specification 0.3.0 to 1.1.0 (github.com/containernetworking/cni, SP
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
@@ -41,6 +41,7 @@ _CODES: Final[dict[Reason, int]] = {
     Reason.NETNS_GONE: CODE_OURS + 2,
     Reason.NOT_ALLOWED: CODE_OURS + 3,
     Reason.INTERNAL: CODE_OURS + 4,
+    Reason.PORTMAP_MISSING: CODE_OURS + 5,
 }
 
 _CONTAINER_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*\Z")
@@ -70,6 +71,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         valid: For GC: the attachments that the runtime still has, as (container id, ifname); ``None`` when
             the configuration does not list any, which is not the same as an empty list.
+        host_ports: For ADD: the pod's host ports, as ``8080/tcp``, when the runtime gives them to us.
+        takes_host_ports: Whether our entry of the conflist asks for host ports. It does so when no plugin of
+            the list serves them; see :mod:`vpccni.conflist`.
     """
 
     verb: str
@@ -79,6 +83,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     netns: str
     previous: Mapping[str, Any] | None = None
     valid: frozenset[tuple[str, str]] | None = None
+    host_ports: tuple[str, ...] = ()
+    takes_host_ports: bool = False
 
 
 class CniFault(VpccniError):  # noqa: N818 - a fault is what the protocol carries
@@ -115,6 +121,17 @@ class _Attachment(msgspec.Struct, frozen=True):
 
     container_id: str = msgspec.field(name="containerID")
     ifname: str
+
+
+class _PortMapping(msgspec.Struct, frozen=True):
+    """One entry of ``runtimeConfig.portMappings`` (CNI conventions), with its keys in lower case.
+
+    The conventions say ``hostPort``, containerd says ``HostPort``, and portmap reads either, as Go does. Some
+    runtimes list ports without a host port, too.
+    """
+
+    hostport: int = 0
+    protocol: str = "tcp"
 
 
 _decoder = msgspec.json.Decoder(Request)
@@ -159,6 +176,7 @@ def _take_apart(request: Request) -> Call:
             pod=PodRef(),
             netns="",
             valid=_valid_attachments(config, version),
+            takes_host_ports=_takes_host_ports(config),
         )
     _check_environment(request, version)
     is_del = request.command == "DEL"
@@ -169,6 +187,8 @@ def _take_apart(request: Request) -> Call:
         pod=PodRef() if is_del else _pod(request.args, version),
         netns=request.netns,
         previous=None if is_del else _previous(config, version),
+        host_ports=_host_ports(config, version) if request.command == "ADD" else (),
+        takes_host_ports=_takes_host_ports(config),
     )
 
 
@@ -222,6 +242,24 @@ def _valid_attachments(config: Mapping[str, Any], version: str) -> frozenset[tup
     return frozenset((each.container_id, each.ifname) for each in attachments)
 
 
+def _takes_host_ports(config: Mapping[str, Any]) -> bool:
+    capabilities = config.get("capabilities")
+    return isinstance(capabilities, dict) and capabilities.get("portMappings") is True
+
+
+def _host_ports(config: Mapping[str, Any], version: str) -> tuple[str, ...]:
+    given = config.get("runtimeConfig")
+    listed = given.get("portMappings") if isinstance(given, dict) else None
+    try:
+        items = msgspec.convert(listed or [], list[dict[str, Any]])
+        lowered = [{key.lower(): value for key, value in item.items()} for item in items]
+        mappings = msgspec.convert(lowered, list[_PortMapping])
+    except msgspec.ValidationError as error:
+        # Not taken for an empty list: the pod would run without its host ports.
+        raise CniFault(Reason.BAD_CONFIG, f"runtimeConfig.portMappings: {error}"[:300], version) from error
+    return tuple(f"{each.hostport}/{each.protocol[:10]}" for each in mappings if each.hostport > 0)
+
+
 def _previous(config: Mapping[str, Any], version: str) -> Mapping[str, Any] | None:
     """The ``prevResult``. Its shape is checked here, before anything is done, and not in the answer."""
     previous = config.get("prevResult")
@@ -263,6 +301,17 @@ def result(version: str, wired: Wired, previous: Mapping[str, Any] | None = None
             "dns": before.get("dns") or {},
         }
     )
+
+
+def status_body(version: str, warnings: Iterable[Reason]) -> bytes:
+    """The answer to a STATUS that is a success: what troubles some pods and is no reason to call the node unfit.
+
+    A STATUS that fails makes the node NotReady, and a cluster then moves every pod away from it.
+    """
+    told = [
+        {"reason": str(reason), "msg": sentence(reason), "details": f"reason={reason}"} for reason in warnings
+    ]
+    return msgspec.json.encode({"cniVersion": version, "warnings": told} if told else {})
 
 
 def code_of(reason: Reason, verb: str = "") -> int:

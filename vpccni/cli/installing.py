@@ -62,7 +62,7 @@ def install(
                 "plugin": {"path": str(executable), "changed": plugin_changed},
                 "conflist": {"path": str(configuration), "changed": installed.is_changed},
                 "versions": installed.versions,
-                "portmap": installed.has_portmap,
+                "host_ports": installed.serves_host_ports,
                 "notes": msgspec.to_builtins(installed.notes),
             }
         )

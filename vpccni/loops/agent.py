@@ -271,6 +271,7 @@ class Agent:
                 "identity": state.doubted.detail if state.doubted is not None else "",
                 "unexplained": list(state.survey.unexplained) if state.survey is not None else [],
                 "export": self.export.problem,
+                "host_ports": sentence(Reason.PORTMAP_MISSING) if self.cni.refuses_host_ports else "",
                 "settings": list(self.settings.warnings),
             },
         }

@@ -96,6 +96,8 @@ class CniService:
         self._flights: dict[SandboxKey, _Flight] = {}
         self._in_flight = 0
         self.is_stopping = False
+        self.refuses_host_ports = False
+        """Whether no plugin of the node's conflist serves host ports, as it was installed or as a runtime uses it."""
 
     async def handle(self, body: bytes) -> Reply:
         """Answer one request. Never raises but for cancellation: the caller went away."""
@@ -106,6 +108,8 @@ class CniService:
         try:
             call = cni.decode(body)
             verb, version = call.verb, call.version
+            if verb in ("ADD", "STATUS"):  # these carry the live conflist; a DEL may carry a pod's old one
+                self.refuses_host_ports = call.takes_host_ports
             return await self._serve(call, body)
         except CniFault as fault:
             return _fault(fault, verb)
@@ -130,6 +134,8 @@ class CniService:
                 refused = self._not_serving()
                 if refused is not None:
                     raise CniFault(refused.reason, refused.detail, call.version)
+                warnings = [Reason.PORTMAP_MISSING] if call.takes_host_ports else []
+                return Reply(200, cni.status_body(call.version, warnings))
             case _:
                 await self._gc(call)
         return Reply(200)
@@ -163,6 +169,8 @@ class CniService:
     async def _add(self, call: Call) -> Wired:
         if self.is_stopping:
             raise CniFault(Reason.STOPPING, "", call.version)
+        if call.host_ports:
+            raise self._refuse_host_ports(call)
         before = self._flights.get(call.key)
         dels_before = before.dels if before is not None else 0
         async with self.turn_of(call.key) as flight:
@@ -185,6 +193,20 @@ class CniService:
             if isinstance(outcome, VpccniError):
                 raise CniFault(outcome.reason, outcome.detail, call.version) from outcome
             return outcome
+
+    def _refuse_host_ports(self, call: Call) -> CniFault:
+        """A pod must not run without its host ports, and they come to us when nobody serves them."""
+        detail = f"asked for: {', '.join(call.host_ports[:8])}"
+        refuse = c.RefuseAdd(
+            key=call.key,
+            pod=call.pod,
+            reason=Reason.PORTMAP_MISSING,
+            detail=detail,
+            ends_lease=False,
+            request=0,
+        )
+        self._writer.post(refuse)
+        return CniFault(Reason.PORTMAP_MISSING, detail, call.version)
 
     async def _try_add(self, call: Call) -> Wired | VpccniError:
         """A refusal as a value: raised, it would end the group and the caller's wait with it."""

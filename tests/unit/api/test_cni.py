@@ -72,6 +72,67 @@ def test_a_good_add_is_taken_apart():
     assert call.valid is None
 
 
+MAPPED = [
+    {"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": ""},
+    {"hostPort": 53, "protocol": "udp"},
+]
+
+
+@pytest.mark.parametrize(
+    ("given", "ports"),
+    [
+        ({"portMappings": MAPPED}, ("8080/tcp", "53/udp")),
+        (
+            {"portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}]},
+            ("8080/tcp",),
+        ),
+        ({"portMappings": [{"hostPort": 0, "containerPort": 80}, {"containerPort": 443}]}, ()),
+        ({"portMappings": []}, ()),
+        ({"portMappings": None}, ()),
+        ({"io.kubernetes.cri.pod-annotations": {}}, ()),
+        (None, ()),
+        (ABSENT, ()),
+    ],
+    ids=[
+        "two",
+        "containerd's keys",
+        "without host ports",
+        "empty",
+        "null",
+        "other capabilities",
+        "null at all",
+        "absent",
+    ],
+)
+def test_the_host_ports_that_the_runtime_gives_to_us_are_known(given, ports):
+    assert cni.decode(request({"runtimeConfig": given})).host_ports == ports
+    assert cni.decode(request({"runtimeConfig": given}, command="DEL")).host_ports == ()
+
+
+@pytest.mark.parametrize("mappings", [7, "8080", {"hostPort": 8080}, [8080], [{"hostPort": "8080"}]], ids=str)
+def test_host_ports_that_cannot_be_read_are_not_taken_for_none(mappings):
+    body = {"runtimeConfig": {"portMappings": mappings}}
+    assert fault_of(request(body)) == (7, Reason.BAD_CONFIG)
+    assert cni.decode(request(body, command="DEL")).verb == "DEL"
+
+
+@pytest.mark.parametrize("verb", ["ADD", "DEL", "CHECK", "STATUS", "GC"])
+@pytest.mark.parametrize(
+    ("capabilities", "takes"),
+    [
+        ({"portMappings": True}, True),
+        ({"portMappings": False}, False),
+        ({}, False),
+        ([], False),
+        (ABSENT, False),
+    ],
+    ids=["asked", "not asked", "others", "no object", "absent"],
+)
+def test_whether_our_entry_asks_for_host_ports_is_known(verb, capabilities, takes):
+    body = request({"capabilities": capabilities}, command=verb)
+    assert cni.decode(body).takes_host_ports is takes
+
+
 @pytest.mark.parametrize("version", cni.VERSIONS)
 def test_every_version_adds_and_deletes(version):
     for command in ("ADD", "DEL"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -517,6 +518,75 @@ def test_check_compares_with_the_previous_result_and_knows_strangers():
         assert (await rig.verb("CHECK", "web"))[0] == 200
         status, answer = await rig.verb("CHECK", "stranger")
         assert (status, answer["code"], reason_of(answer)) == (400, 3, "unknown_container")
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+# -- host ports --------------------------------------------------------------------------------------
+
+NO_PORTMAP: dict[str, Any] = {"capabilities": {"portMappings": True}}
+"""What libcni passes on of our entry when no plugin of the list serves host ports."""
+WANTS_PORTS = NO_PORTMAP | {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}}
+
+
+def test_a_pod_with_a_host_port_is_refused_where_nobody_serves_it_and_holds_no_address():
+    async def scenario():
+        rig = await Rig().up()
+        rig.kernel.add_netns("/run/netns/web")
+        for verb_count in (1, 2):
+            status, answer = await rig.verb("ADD", "web", **WANTS_PORTS)
+            assert (status, answer["code"]) == (400, 105)
+            assert reason_of(answer) == "portmap_missing"
+            assert "8080/tcp" in answer["msg"]
+            await asyncio.sleep(1)
+            assert rig.kinds().count("add_requested") == rig.kinds().count("add_failed") == verb_count
+        assert rig.lease("web") is None
+        assert "address_assigned" not in rig.kinds()
+        assert await rig.verb("DEL", "web", **WANTS_PORTS) == (200, {})
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_a_pod_without_host_ports_runs_where_nobody_serves_them():
+    async def scenario():
+        rig = await Rig().up()
+        rig.kernel.add_netns("/run/netns/web")
+        status, _ = await rig.verb("ADD", "web", **NO_PORTMAP, runtimeConfig={"portMappings": []})
+        assert status == 200
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_status_tells_that_nobody_serves_host_ports_and_does_not_fail():
+    """A STATUS that fails makes the node NotReady, and its pods are moved away."""
+
+    async def scenario():
+        rig = await Rig().up()
+        assert rig.live.status()["problems"]["host_ports"] == ""
+        status, answer = await rig.verb("STATUS", **NO_PORTMAP)
+        assert status == 200
+        (warning,) = answer["warnings"]
+        assert warning["reason"] == "portmap_missing"
+        assert "portmap" in warning["msg"]
+        assert "portmap" in rig.live.status()["problems"]["host_ports"]
+        assert await rig.verb("STATUS") == (200, {})
+        assert rig.live.status()["problems"]["host_ports"] == ""
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_an_old_pods_del_does_not_tell_what_the_conflist_says_now():
+    async def scenario():
+        rig = await Rig().up()
+        await rig.verb("STATUS", **NO_PORTMAP)
+        await rig.verb("DEL", "old")
+        assert rig.live.status()["problems"]["host_ports"]
+        await rig.add("web")
+        assert not rig.live.status()["problems"]["host_ports"]
         await rig.stop()
 
     run_virtual(scenario())
