@@ -83,8 +83,13 @@ def _choice(*values: str, takes_empty: bool = False) -> Kind:
     return Kind(type="choice", range="one of " + ", ".join(values), parse=parse, takes_empty=takes_empty)
 
 
-def _parse_text(text: str, _complain: Complain) -> str:
-    return text
+def _matching(pattern: str, *, type: str, range: str, takes_empty: bool = False) -> Kind:
+    def parse(text: str, _complain: Complain) -> str:
+        if not re.fullmatch(pattern, text, re.DOTALL):
+            raise ValueError(text)
+        return text
+
+    return Kind(type=type, range=range, parse=parse, takes_empty=takes_empty)
 
 
 def _parse_mark(text: str, _complain: Complain) -> int:
@@ -93,18 +98,6 @@ def _parse_mark(text: str, _complain: Complain) -> int:
     if not 1 <= value < 1 << 32:
         raise ValueError(text)
     return value
-
-
-def _parse_veth_prefix(text: str, _complain: Complain) -> str:
-    if not re.fullmatch(r"[!-.0-~]{1,4}", text) or text in {"eth", "vlan", "lo", ".", ".."} or ":" in text:
-        raise ValueError(text)
-    return text
-
-
-def _parse_plugin_log(text: str, _complain: Complain) -> str:
-    if text == "stdout":
-        raise ValueError(text)
-    return text
 
 
 def _parse_cidrs(text: str, complain: Complain) -> tuple[str, ...]:
@@ -140,18 +133,21 @@ _BOOLEAN: Final = Kind(type="boolean", range="true or false (1, t, 0, f, …)", 
 _TRUE: Final = Kind(
     type="boolean", range="true: without IPv6 there is nothing else to give", parse=_parse_true
 )
-_TEXT: Final = Kind(type="text", range="any text", parse=_parse_text)
+_TEXT: Final = _matching(r".*", type="text", range="any text")
+_PATH: Final = _matching(r"/.+", type="path", range="an absolute path")
 _COUNT: Final = _integer(0, _ANY)
 _MTU: Final = _integer(576, 9001)  # RFC 791's least, and what a VPC carries
 _LOG_LEVEL: Final = _choice("debug", "info", "warn", "error", "fatal")
 _CIDRS: Final = Kind(type="list", range="IPv4 CIDRs, separated by commas", parse=_parse_cidrs)
 _MARK: Final = Kind(type="integer", range="1 to 0xffffffff", parse=_parse_mark)
 _TAGS: Final = Kind(type="JSON", range="a JSON object of texts", parse=_parse_tags)
-_VETH_PREFIX: Final = Kind(
-    type="text", range="1 to 4 printable characters other than eth, vlan, lo", parse=_parse_veth_prefix
+_VETH_PREFIX: Final = _matching(
+    r"(?!(eth|vlan|lo|\.\.?)\Z)[!-.0-9;-~]{1,4}",  # without the slash and the colon
+    type="text",
+    range="1 to 4 printable characters other than eth, vlan, lo",
 )
-_PLUGIN_LOG: Final = Kind(
-    type="path", range="a path or stderr, not stdout", parse=_parse_plugin_log, takes_empty=True
+_PLUGIN_LOG: Final = _matching(
+    r"(?!stdout\Z).*", type="path", range="a path or stderr, not stdout", takes_empty=True
 )
 
 
@@ -229,6 +225,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     plugin_log_file: str = "/var/log/aws-routed-eni/plugin.log"
     plugin_log_level: str = "debug"
     cni_bin_dir: str = "/host/opt/cni/bin"
+    backing_store: str = "/var/run/aws-node/ipam.json"
     region: str = ""
     ec2_endpoint: str = ""
     imds_endpoint: str = ""
@@ -349,8 +346,9 @@ TABLE: Final[tuple[Setting, ...]] = (
     ),
     *_group(
         "Files",
-        _no_effect("AWS_VPC_K8S_CNI_BACKING_STORE", _TEXT, "/var/run/aws-node/ipam.json",
-                   "Leases are in the event log (`vpccni agent --state-dir`)."),
+        Setting("AWS_VPC_K8S_CNI_BACKING_STORE", "backing_store", _PATH, "/var/run/aws-node/ipam.json",
+                "The file in which the original keeps its leases, so that a node can be taken over from it and "
+                "handed back. Ours are in the event log (`vpccni agent --state-dir`).", refuses=True),
         Setting("HOST_CNI_BIN_PATH", "cni_bin_dir", _TEXT, "/host/opt/cni/bin",
                 "Where the agent sees the node's CNI executables: portmap goes into the conflist only if it "
                 "is there, and each plugin of the conflist is asked which CNI versions it speaks. "
@@ -376,8 +374,10 @@ TABLE: Final[tuple[Setting, ...]] = (
         _no_effect("POD_SECURITY_GROUP_ENFORCING_MODE", _TEXT, "strict",
                    "Counts only with security groups for pods."),
         Setting(name="NETWORK_POLICY_ENFORCING_MODE", field="", default="none", status=Status.NOT_BUILT,
-                kind=_choice("none", "standard", "strict", takes_empty=True), built=("none",), refuses=True,
-                does="Network policy. Pods that rely on it must not start without it."),
+                kind=_choice("none", "standard", "strict", takes_empty=True), built=("none", "standard"),
+                refuses=True, does="Network policies are not enforced, so with `strict` pods would start open that "
+                "must start closed. `standard` closes nothing by itself, and it stands in the original's manifest "
+                "whether policies are used or not."),
         _not_built("ENABLE_MULTI_NIC", "Addresses from network cards other than the first."),
         _not_built("ENABLE_V6_EGRESS", "IPv6 egress for IPv4 pods."),
         _no_effect("ENABLE_V4_EGRESS", _BOOLEAN, "true", "Counts only with IPv6."),

@@ -185,6 +185,22 @@ def test_without_imds_it_serves_its_socket_and_says_what_it_waits_for(place):
     assert not place.socket.exists()
 
 
+def test_with_the_environment_of_the_originals_manifest_it_starts_and_serves_its_socket(place):
+    """On every cluster: nobody edits settings when one image takes the place of another."""
+    data = Path(__file__).parents[1] / "data" / "stock-manifest.json"
+    stock = json.loads(data.read_text())["containers"]["aws-node"]["env"]
+    environment = {name: "node-7" if value.startswith("fieldRef") else value for name, value in stock.items()}
+    agent = place.start(env=environment)
+    place.serving(agent)
+    status, answer = place.ask("GET", "/v1/status")
+    assert status == 200
+    assert answer["problems"]["settings"] == []
+    agent.send_signal(signal.SIGTERM)
+    code, said = place.ended(agent)
+    assert code == 0, said
+    assert '"event":"setting"' not in said
+
+
 def test_the_probe_tells_live_from_ready(place):
     agent = place.start()
     place.serving(agent)

@@ -1,6 +1,7 @@
 """The table of settings, and what reading the environment forgives, refuses and warns of."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -32,33 +33,16 @@ WARM_PREFIX_TARGET
 """
 ORIGINAL = sorted(ORIGINAL_TEXT.split())
 
-# The environment of the original's own manifest, without what asks for network policy.
-CHART = {
-    "ADDITIONAL_ENI_TAGS": "{}",
-    "AWS_VPC_CNI_NODE_PORT_SUPPORT": "true",
-    "AWS_VPC_ENI_MTU": "9001",
-    "AWS_VPC_K8S_CNI_CUSTOM_NETWORK_CFG": "false",
-    "AWS_VPC_K8S_CNI_EXTERNALSNAT": "false",
-    "AWS_VPC_K8S_CNI_LOGLEVEL": "DEBUG",
-    "AWS_VPC_K8S_CNI_LOG_FILE": "/host/var/log/aws-routed-eni/ipamd.log",
-    "AWS_VPC_K8S_CNI_RANDOMIZESNAT": "prng",
-    "AWS_VPC_K8S_CNI_VETHPREFIX": "eni",
-    "AWS_VPC_K8S_PLUGIN_LOG_FILE": "/var/log/aws-routed-eni/plugin.log",
-    "AWS_VPC_K8S_PLUGIN_LOG_LEVEL": "DEBUG",
-    "DISABLE_INTROSPECTION": "false",
-    "DISABLE_METRICS": "false",
-    "DISABLE_NETWORK_RESOURCE_PROVISIONING": "false",
-    "ENABLE_IMDS_ONLY_MODE": "false",
-    "ENABLE_IPv4": "true",
-    "ENABLE_IPv6": "false",
-    "ENABLE_MULTI_NIC": "false",
-    "ENABLE_POD_ENI": "false",
-    "ENABLE_PREFIX_DELEGATION": "false",
-    "ENABLE_SUBNET_DISCOVERY": "true",
-    "VPC_CNI_VERSION": "v1.23.1",
-    "WARM_ENI_TARGET": "1",
-    "WARM_PREFIX_TARGET": "1",
-}
+STOCK = json.loads((REPO / "tests" / "data" / "stock-manifest.json").read_text())["containers"]
+
+
+def stock_environment(container):
+    """The environment of a container of the original's own manifest, as a cluster would fill it in."""
+    environment = STOCK[container]["env"]
+    return {
+        name: "ip-10-0-1-7.example" if value.startswith("fieldRef") else value
+        for name, value in environment.items()
+    }
 
 
 def refusal(**environ):
@@ -85,7 +69,26 @@ def test_every_field_has_exactly_one_row():
 
 
 def test_the_environment_of_the_originals_manifest_runs_without_a_warning():
-    assert read_settings(CHART) == Settings()
+    environment = stock_environment("aws-node")
+    assert len(environment) > 25
+    assert environment["NETWORK_POLICY_ENFORCING_MODE"] == "standard"
+    assert read_settings(environment) == Settings(node_name="ip-10-0-1-7.example")
+    assert read_settings(stock_environment("aws-vpc-cni-init")) == Settings()
+
+
+@pytest.mark.parametrize("mode", ["none", "standard", "Standard"])
+def test_a_policy_mode_that_closes_nothing_by_itself_is_accepted(mode):
+    assert read_settings({"NETWORK_POLICY_ENFORCING_MODE": mode}) == Settings()
+
+
+def test_the_strict_policy_mode_is_refused_and_the_message_says_why_and_what_else():
+    detail = refusal(**stock_environment("aws-node") | {"NETWORK_POLICY_ENFORCING_MODE": "strict"}).detail
+    assert "pods would start open that must start closed" in detail
+    assert "set it to standard" in detail
+
+
+def test_the_originals_file_of_leases_may_lie_elsewhere():
+    assert read_settings({"AWS_VPC_K8S_CNI_BACKING_STORE": "/x/ipam.json"}).backing_store == "/x/ipam.json"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,11 @@ def test_all_offending_settings_are_named_at_once():
         ("AWS_VPC_K8S_CNI_VETHPREFIX", "eth"),
         ("AWS_VPC_K8S_CNI_VETHPREFIX", "longer"),
         ("AWS_VPC_K8S_CNI_VETHPREFIX", "a/b"),
+        ("AWS_VPC_K8S_CNI_VETHPREFIX", "a:b"),
+        ("AWS_VPC_K8S_CNI_VETHPREFIX", ".."),
         ("AWS_VPC_K8S_PLUGIN_LOG_FILE", "stdout"),
+        ("AWS_VPC_K8S_CNI_BACKING_STORE", "run/ipam.json"),
+        ("AWS_VPC_K8S_CNI_BACKING_STORE", "/"),
         ("NETWORK_POLICY_ENFORCING_MODE", ""),
         ("NETWORK_POLICY_ENFORCING_MODE", "lenient"),
         ("ENABLE_IPv4", "false"),
