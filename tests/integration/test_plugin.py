@@ -327,6 +327,17 @@ def test_only_an_add_prints_its_success(plugin: Plugin, command: str, behaviour:
     assert not plugin.spool.exists()
 
 
+WARNED = {"cniVersion": "1.1.0", "warnings": [{"reason": "portmap_missing", "msg": "No portmap."}]}
+
+
+@pytest.mark.parametrize(("command", "is_printed"), [("STATUS", True), ("DEL", False), ("CHECK", False)])
+def test_a_good_status_prints_its_warnings(plugin: Plugin, command: str, is_printed: bool):
+    body = json.dumps(WARNED).encode()
+    with FakeDaemon(plugin.socket, send(http(body))):
+        outcome = plugin.run(command)
+    assert (outcome.code, outcome.stdout) == (0, body if is_printed else b"")
+
+
 @pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK", "STATUS", "GC"])
 @pytest.mark.parametrize("status", ["400 Bad Request", "503", "202 Accepted"])
 def test_an_error_of_the_daemon_is_printed_as_it_is(plugin: Plugin, command: str, status: str):
@@ -521,6 +532,11 @@ def test_a_hundred_adds_at_once_each_get_their_own_answer(plugin: Plugin):
 def test_a_result_that_cannot_be_printed_is_no_success(plugin: Plugin):
     with FakeDaemon(plugin.socket, answer(RESULT)), Path("/dev/full").open("wb") as full:
         assert plugin.run("ADD", stdout=full.fileno()).code == 1
+
+
+def test_a_warning_that_cannot_be_printed_does_not_make_a_good_status_bad(plugin: Plugin):
+    with FakeDaemon(plugin.socket, answer(WARNED)), Path("/dev/full").open("wb") as full:
+        assert plugin.run("STATUS", stdout=full.fileno()).code == 0
 
 
 def close_stdout() -> None:
