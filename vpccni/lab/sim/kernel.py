@@ -1,7 +1,7 @@
 """A node's network stack in memory: the same contract as the real adapter, no thread, no clock of its own.
 
 ``FakeKernel`` is stateful and deterministic. A test plays the outside: it makes and ends sandboxes'
-namespaces, plugs and unplugs ENI links, and puts foreign objects in the way.
+namespaces, plugs and unplugs ENI links, puts foreign objects in the way, and plays amazon-vpc-cni-k8s.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import asyncio
 import copy
 import errno
 import os
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 import msgspec
 
@@ -27,7 +26,6 @@ from vpccni.datapath.objects import (
     EniSetup,
     LinkChange,
     LinkSeen,
-    NftSeen,
     Observed,
     PodWiring,
     Probed,
@@ -36,59 +34,22 @@ from vpccni.datapath.objects import (
     SandboxSeen,
 )
 from vpccni.errors import PermanentError, Reason, VpccniError
-from vpccni.model import MAIN_TABLE, Cidr, EniId, LeaseId, host_cidr
+from vpccni.evidence import KernelEvidence
+from vpccni.lab.sim import kernel_original, kernel_survey
+from vpccni.lab.sim.kernel_node import FakeInterface, FakeNetns, FakeNode, NodeState
+from vpccni.model import MAIN_TABLE, Cidr, EniId, LeaseId, PodRef, host_cidr
 
-BUILTIN_RULES = (
-    Rule(priority=0, table=255),
-    Rule(priority=32766, table=254),
-    Rule(priority=32767, table=253),
-)
-
-
-@dataclass
-class FakeInterface:
-    """An interface inside a sandbox. ``host_ifindex`` is 0 when it is nothing of ours."""
-
-    ifindex: int
-    mac: str
-    mtu: int
-    host_ifindex: int = 0
-    addresses: set[str] = field(default_factory=set)
-    routes: set[tuple[str, str]] = field(default_factory=set)
-    neighbours: dict[str, str] = field(default_factory=dict)
+__all__ = ["FakeInterface", "FakeKernel", "FakeNetns"]
 
 
-@dataclass
-class FakeNetns:
-    """A sandbox's namespace: its inode and its interfaces by name."""
-
-    inode: int
-    interfaces: dict[str, FakeInterface] = field(default_factory=dict)
-
-
-@dataclass
-class _State:
-    links: dict[int, LinkSeen] = field(default_factory=dict)
-    addresses: set[AddressSeen] = field(default_factory=set)
-    routes: set[Route] = field(default_factory=set)
-    rules: list[Rule] = field(default_factory=lambda: list(BUILTIN_RULES))
-    nft: NftSeen = field(default_factory=NftSeen)
-    nft_text: str = ""
-    ip_forward: bool = False
-    netns: dict[str, FakeNetns] = field(default_factory=dict)
-
-
-class FakeKernel:
+class FakeKernel(FakeNode):
     """See :class:`vpccni.ports.Kernel`.
 
     Args:
         fault: Called with the name of each wiring step before it is done; raises ``OSError`` to make it fail.
-        latency_s: How long each ``apply`` and ``observe`` takes on the loop's (virtual) time.
+        latency_s: How long each ``apply``, ``observe`` and ``survey`` takes on the loop's (virtual) time.
         netns_on_demand: Whether a sandbox's namespace appears when it is first named.
         proc_sys_is_read_only: ``ip_forward`` cannot be set.
-
-    Attributes:
-        is_blind: Looking at sandboxes finds none, as when their directory is not where it was mounted.
     """
 
     def __init__(
@@ -99,17 +60,13 @@ class FakeKernel:
         netns_on_demand: bool = False,
         proc_sys_is_read_only: bool = False,
     ) -> None:
-        self.state = _State()
+        super().__init__()
         self.fault = fault
         self.latency_s = latency_s
         self.netns_on_demand = netns_on_demand
         self.proc_sys_is_read_only = proc_sys_is_read_only
-        self.is_blind = False
         self.applied_count = 0
-        self._next_index = 1
-        self._next_inode = 4026532000
         self._failures: dict[str, list[int]] = {}
-        self._listeners: list[asyncio.Queue[LinkChange]] = []
 
     # --- the port -------------------------------------------------------------------------------------
 
@@ -125,6 +82,11 @@ class FakeKernel:
             nft=state.nft,
             ip_forward=state.ip_forward,
         )
+
+    async def survey(self, veth_prefix: str, netns_paths: Sequence[str]) -> KernelEvidence:
+        """See ``Kernel.survey``."""
+        await self._work()
+        return kernel_survey.survey(self, veth_prefix, netns_paths)
 
     async def apply(self, difference: Difference) -> Applied:
         """See ``Kernel.apply``."""
@@ -151,12 +113,12 @@ class FakeKernel:
             seen = self.state.links.get(setting.ifindex)
             if seen is not None and seen.alias == setting.alias:
                 rp_filter = setting.rp_filter if setting.rp_filter >= 0 else seen.rp_filter
-                self._put_link(msgspec.structs.replace(seen, is_up=True, rp_filter=rp_filter))
+                self.put_link(msgspec.structs.replace(seen, is_up=True, rp_filter=rp_filter))
         for rule in difference.rules_add:
-            self._add_rule(rule)
+            self.add_rule(rule)
         for route in difference.routes_set:
             if route.ifindex in self.state.links:
-                self._set_route(route)
+                self.set_route(route)
             else:  # It went since the kernel was looked at.
                 errors.append(PermanentError(Reason.KERNEL_REFUSED, "host_route: No such device [ENODEV]"))
         sandboxes: dict[LeaseId, SandboxSeen] = {}
@@ -169,7 +131,7 @@ class FakeKernel:
             self.state.nft = difference.nft.seen
             self.state.nft_text = difference.nft.text
         for stale in difference.routes_delete:
-            self._delete_route(stale.table, stale.dst, stale.ifindex)
+            self.delete_route(stale.table, stale.dst, stale.ifindex)
         for rule in difference.rules_delete:
             if rule in self.state.rules:
                 self.state.rules.remove(rule)
@@ -177,7 +139,7 @@ class FakeKernel:
             for seen in list(self.state.links.values()):
                 is_meant = seen.ifindex == removal.ifindex or seen.ifname == removal.ifname
                 if is_meant and is_removable(seen, removal):
-                    self._drop_link(seen.ifindex)
+                    self.drop_link(seen.ifindex)
         if errors:
             raise errors[0]
         return Applied(
@@ -194,12 +156,12 @@ class FakeKernel:
         queue: asyncio.Queue[LinkChange] = asyncio.Queue()
         for index in sorted(self.state.links):
             queue.put_nowait(LinkChange(kind="added", link=self.state.links[index]))
-        self._listeners.append(queue)
+        self.listeners.append(queue)
         try:
             while True:
                 yield await queue.get()
         finally:
-            self._listeners.remove(queue)
+            self.listeners.remove(queue)
 
     async def close(self) -> None:
         """Nothing to release."""
@@ -212,51 +174,65 @@ class FakeKernel:
             raise ValueError(f"no wiring step is called {step}")
         self._failures.setdefault(step, []).extend([code] * times)
 
-    def add_netns(self, path: str) -> FakeNetns:
-        """Make a sandbox's namespace."""
-        self._next_inode += 1
-        made = FakeNetns(inode=self._next_inode)
-        self.state.netns[path] = made
-        return made
+    def wire_as_original(
+        self,
+        pod: PodRef,
+        *,
+        netns: str,
+        address: str,
+        table: int = MAIN_TABLE,
+        ifname: str = "eth0",
+        veth_prefix: str = "eni",
+        until: str = "done",
+    ) -> int:
+        """Wire a pod as amazon-vpc-cni-k8s does; a namespace that is not there is made.
 
-    def remove_netns(self, path: str) -> None:
-        """End a sandbox's namespace; its veths die with it."""
-        gone = self.state.netns.pop(path, None)
-        for interface in gone.interfaces.values() if gone is not None else ():
-            if interface.host_ifindex:
-                self._drop_link(interface.host_ifindex)
+        Args:
+            pod: Its host veth is named after it; one of that name is deleted first.
+            netns: Path of its namespace.
+            address: The pod's.
+            table: Of the ENI that the address is on.
+            ifname: The interface inside.
+            veth_prefix: How the host veth's name begins.
+            until: A step of ``kernel_original.WIRING``: everything before it is done.
 
-    def plug(self, mac: str, ifname: str, *, kind: str = "", alias: str = "", after_s: float = 0.0) -> int:
-        """Make a link of the node (an ENI, or something foreign); its index.
-
-        With ``after_s`` it appears that much later on the loop's time, and the index is 0.
+        Returns:
+            The host veth's index; 0 when none was made yet.
         """
-        if after_s:
-            loop = asyncio.get_running_loop()
-            loop.call_later(after_s, lambda: self.plug(mac, ifname, kind=kind, alias=alias))
-            return 0
-        link = LinkSeen(
-            ifindex=self._index(),
+        return kernel_original.wire(
+            self,
+            pod,
+            netns=netns,
+            address=address,
+            table=table,
             ifname=ifname,
-            mac=mac,
-            alias=alias,
-            kind=kind,
-            mtu=1500,
-            is_up=False,
-            rp_filter=0,
+            veth_prefix=veth_prefix,
+            until=until,
         )
-        self._put_link(link)
-        return link.ifindex
 
-    def unplug(self, mac: str) -> None:
-        """Take away the links with this MAC."""
-        for index in [index for index, link in self.state.links.items() if link.mac == mac]:
-            self._drop_link(index)
+    def unwire_as_original(self, *, address: str, table: int = MAIN_TABLE, until: str = "done") -> None:
+        """Unwire a pod as amazon-vpc-cni-k8s does; ``until`` is a step of ``kernel_original.UNWIRING``."""
+        kernel_original.unwire(self, address=address, table=table, until=until)
 
-    def rename(self, mac: str, ifname: str) -> None:
-        """Give the links with this MAC another name, as udev does."""
-        for link in [link for link in self.state.links.values() if link.mac == mac]:
-            self._put_link(msgspec.structs.replace(link, ifname=ifname))
+    def start_as_original(self, enis: Sequence[EniSetup], addresses: Iterable[str]) -> None:
+        """What the start of amazon-vpc-cni-k8s does to the node: its ENIs set up anew, pods' from-rules replaced.
+
+        Args:
+            enis: Those that it sets up.
+            addresses: Of the pods that it restores from its checkpoint.
+        """
+        kernel_original.start(self, enis, addresses)
+
+    def lose_routes(self, address: str) -> None:
+        """Somebody flushed the host routes to an address."""
+        for table in (MAIN_TABLE, POD_TABLE):
+            self.delete_route(table, host_cidr(address), 0)
+
+    def lose_inside(self, address: str) -> None:
+        """A sandbox lost an address of its interface."""
+        for netns in self.state.netns.values():
+            for interface in netns.interfaces.values():
+                interface.addresses.discard(host_cidr(address))
 
     def stop_failing(self) -> None:
         """Forget the failures that were asked for."""
@@ -264,7 +240,7 @@ class FakeKernel:
 
     def forget_listeners(self) -> None:
         """Whoever followed the links was killed."""
-        self._listeners.clear()
+        self.listeners.clear()
 
     def dump(self) -> object:
         """Everything there is, in a form that can be compared."""
@@ -276,48 +252,6 @@ class FakeKernel:
         # Nothing has happened when the caller is cancelled here, as the port promises.
         await asyncio.sleep(self.latency_s)
 
-    def _index(self) -> int:
-        self._next_index += 1
-        return self._next_index
-
-    def _tell(self, change: LinkChange) -> None:
-        for queue in self._listeners:
-            queue.put_nowait(change)
-
-    def _put_link(self, link: LinkSeen) -> None:
-        before = self.state.links.get(link.ifindex)
-        self.state.links[link.ifindex] = link
-        if link != before:
-            self._tell(LinkChange(kind="added" if before is None else "changed", link=link))
-
-    def _drop_link(self, ifindex: int) -> None:
-        link = self.state.links.pop(ifindex)
-        self.state.addresses = {seen for seen in self.state.addresses if seen.ifindex != ifindex}
-        self.state.routes = {route for route in self.state.routes if route.ifindex != ifindex}
-        for netns in self.state.netns.values():
-            if any(each.host_ifindex == ifindex for each in netns.interfaces.values()):
-                kept = {name: each for name, each in netns.interfaces.items() if each.host_ifindex != ifindex}
-                netns.interfaces = kept
-        self._tell(LinkChange(kind="removed", link=link))
-
-    def _add_rule(self, rule: Rule) -> bool:
-        if rule in self.state.rules:
-            return False
-        self.state.rules.append(rule)
-        return True
-
-    def _set_route(self, route: Route) -> None:
-        same = [each for each in self.state.routes if (each.table, each.dst) == (route.table, route.dst)]
-        self.state.routes.difference_update(same)
-        self.state.routes.add(route)
-
-    def _delete_route(self, table: int, dst: str, ifindex: int) -> None:
-        self.state.routes = {
-            each
-            for each in self.state.routes
-            if (each.table, each.dst) != (table, dst) or (ifindex and each.ifindex != ifindex)
-        }
-
     def _set_up_eni(self, setup: EniSetup) -> LinkSeen | None:
         links = [self.state.links[index] for index in sorted(self.state.links)]
         link = find_link(links, setup.mac)
@@ -325,14 +259,14 @@ class FakeKernel:
             return None
         rp_filter = setup.rp_filter if setup.rp_filter >= 0 else link.rp_filter
         link = msgspec.structs.replace(link, mtu=setup.mtu, is_up=True, rp_filter=rp_filter)
-        self._put_link(link)
+        self.put_link(link)
         if setup.owns_address:
             self.state.addresses.add(
                 AddressSeen(ifindex=link.ifindex, address=setup.primary, prefix_length=setup.prefix_length)
             )
             for route in eni_routes(setup, link.ifindex):
-                self._set_route(route)
-            self._delete_route(MAIN_TABLE, setup.subnet_cidr, link.ifindex)
+                self.set_route(route)
+            self.delete_route(MAIN_TABLE, setup.subnet_cidr, link.ifindex)
         return link
 
     # --- sandboxes ------------------------------------------------------------------------------------
@@ -361,20 +295,20 @@ class FakeKernel:
             # A veth that was in the way and is gone does not come back; all else is as it was.
             gone = before.links.keys() - self.state.links.keys()
             for index in made:
-                self._tell(LinkChange(kind="removed", link=self.state.links[index]))
+                self.tell(LinkChange(kind="removed", link=self.state.links[index]))
             self.state = before
             for index in gone:
-                self._drop_link(index)
+                self.drop_link(index)
             raise
 
-    def _copy_for(self, netns: str) -> _State:
+    def _copy_for(self, netns: str) -> NodeState:
         """The state, as far as wiring a pod in this namespace may change it; the rest is shared."""
         state = self.state
         sandbox = state.netns.get(netns)
         kept = dict(state.netns)
         if sandbox is not None:
             kept[netns] = copy.deepcopy(sandbox)
-        return _State(
+        return NodeState(
             links=dict(state.links),
             addresses=set(state.addresses),
             routes=set(state.routes),
@@ -383,6 +317,7 @@ class FakeKernel:
             nft_text=state.nft_text,
             ip_forward=state.ip_forward,
             netns=kept,
+            peerless=set(state.peerless),
         )
 
     def _wire_steps(self, pod: PodWiring, made: list[int]) -> SandboxSeen:
@@ -398,7 +333,7 @@ class FakeKernel:
         is_new = link is None
         if link is None:
             link = LinkSeen(
-                ifindex=self._index(),
+                ifindex=self.next_index(),
                 ifname=pod.host_ifname,
                 mac=pod.host_mac,
                 alias="",
@@ -410,13 +345,13 @@ class FakeKernel:
             )
             interface = FakeInterface(ifindex=2, mac=pod.pod_mac, mtu=pod.mtu, host_ifindex=link.ifindex)
             netns.interfaces[pod.ifname] = interface
-            self._put_link(link)
+            self.put_link(link)
             made.append(link.ifindex)
         inside = netns.interfaces[pod.ifname]
         self._step("find_link")
         self._step("host_link")
         rp_filter = pod.rp_filter if pod.rp_filter >= 0 else link.rp_filter
-        self._put_link(msgspec.structs.replace(link, alias=pod.alias, is_up=True, rp_filter=rp_filter))
+        self.put_link(msgspec.structs.replace(link, alias=pod.alias, is_up=True, rp_filter=rp_filter))
         self._step("pod_address")
         inside.addresses.add(host_cidr(pod.address))
         self._step("pod_gateway_route")
@@ -431,9 +366,9 @@ class FakeKernel:
             self.state.rules = [rule for rule in self.state.rules if not _is_from(rule, src)]
         for rule in from_rules(pod.address, pod.table):
             self._step("from_rule")
-            self._add_rule(rule)
+            self.add_rule(rule)
         self._step("host_route")
-        self._set_route(Route(table=POD_TABLE, dst=src, ifindex=link.ifindex))
+        self.set_route(Route(table=POD_TABLE, dst=src, ifindex=link.ifindex))
         self._step("done")
         return SandboxSeen(
             host_ifname=pod.host_ifname,
@@ -450,27 +385,22 @@ class FakeKernel:
         outside = next((each for each in self.state.links.values() if each.ifname == pod.host_ifname), None)
         if inside is not None:
             peer = self.state.links.get(inside.host_ifindex)
-            if peer is None or peer.alias not in ("", pod.alias):
+            if peer is None or not _is_of_sandbox(peer, pod):
                 raise PermanentError(Reason.INTERFACE_EXISTS, f"create_veth: {pod.ifname} ({inside.mac})")
             if peer is outside and inside.mac == pod.pod_mac and inside.addresses <= {host_cidr(pod.address)}:
                 return peer
-            self._drop_link(peer.ifindex)
+            self.drop_link(peer.ifindex)
             if peer is outside:
                 return None
         if outside is not None:
-            is_half_made = not outside.alias and outside.mac == pod.host_mac
-            if not is_half_made and not is_our_alias(outside.alias):
+            if not _is_of_sandbox(outside, pod) and not is_our_alias(outside.alias):
                 raise PermanentError(
                     Reason.KERNEL_REFUSED,
                     f"create_veth: the node's {outside.ifname} is in the way and not ours "
                     f"(index {outside.ifindex}, alias {outside.alias!r})",
                 )
-            self._drop_link(outside.ifindex)
+            self.drop_link(outside.ifindex)
         return None
-
-    def _is_routed(self, pod: PodWiring, link: LinkSeen) -> bool:
-        route = Route(table=POD_TABLE, dst=host_cidr(pod.address), ifindex=link.ifindex)
-        return route in self.state.routes
 
     def _probe(self, pod: PodWiring) -> Probed:
         if self.is_blind:
@@ -503,3 +433,8 @@ class FakeKernel:
 
 def _is_from(rule: Rule, src: Cidr) -> bool:
     return rule.priority == PRIORITY_FROM_POD and rule.src == src
+
+
+def _is_of_sandbox(link: LinkSeen, pod: PodWiring) -> bool:
+    """By its alias, or, when the agent died before setting that, by its MAC."""
+    return link.alias == pod.alias or (not link.alias and link.mac == pod.host_mac)
