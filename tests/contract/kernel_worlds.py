@@ -11,16 +11,25 @@ import fcntl
 import itertools
 import json
 import os
+import shlex
+import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
 from tests.fakes.kernel import FakeInterface, FakeKernel
+from tests.original import wiring
 from vpccni.adapters.kernel import NetlinkKernel
+from vpccni.adapters.kernel_survey import Places
+from vpccni.datapath.names import host_veth_name
+from vpccni.datapath.numbers import POD_TABLE
 from vpccni.datapath.objects import Rule
+from vpccni.model import MAIN_TABLE, PodRef
 from vpccni.ports import Kernel
 
 Fault = Callable[[str], None]
@@ -40,6 +49,18 @@ class World(Protocol):
     def unplug(self, mac: str, ifname: str) -> None: ...
     def add_rule(self, rule: Rule) -> None: ...
     def forget_alias(self, ifname: str) -> None: ...
+    def plug_pair(self, ifname: str) -> None: ...
+    def hide(self, path: str) -> None: ...
+    def inode(self, path: str) -> int: ...
+    def wire_as_original(
+        self, pod: PodRef, path: str, address: str, *, table: int = MAIN_TABLE, until: str = "done"
+    ) -> str: ...
+    def unwire_as_original(self, address: str, *, table: int = MAIN_TABLE, until: str = "done") -> None: ...
+    def lose_routes(self, address: str) -> None: ...
+    def lose_inside(self, path: str, address: str) -> None: ...
+    def add_inside(self, path: str, ifname: str, address: str) -> None: ...
+    def rename_inside(self, path: str, ifname: str, to: str) -> None: ...
+    def add_pair_inside(self, path: str, one: str, other: str) -> None: ...
     def dump(self, *paths: str) -> object: ...
     def own_netns(self) -> str: ...
     async def close(self) -> None: ...
@@ -85,6 +106,44 @@ class FakeWorld:
             **{name: getattr(links[index], name) for name in links[index].__struct_fields__} | {"alias": ""}
         )
 
+    def plug_pair(self, ifname: str) -> None:
+        self._count += 1
+        mac = f"02:00:00:00:fd:{self._count:02x}"
+        self.kernel.plug(mac, ifname, kind="veth", is_peerless=True)
+
+    def hide(self, path: str) -> None:
+        self.kernel.hidden.add(path)
+
+    def inode(self, path: str) -> int:
+        return self.kernel.state.netns[path].inode
+
+    def wire_as_original(
+        self, pod: PodRef, path: str, address: str, *, table: int = MAIN_TABLE, until: str = "done"
+    ) -> str:
+        self.kernel.wire_as_original(pod, netns=path, address=address, table=table, until=until)
+        return host_veth_name("eni", pod.namespace, pod.name)
+
+    def unwire_as_original(self, address: str, *, table: int = MAIN_TABLE, until: str = "done") -> None:
+        self.kernel.unwire_as_original(address=address, table=table, until=until)
+
+    def lose_routes(self, address: str) -> None:
+        self.kernel.lose_routes(address)
+
+    def lose_inside(self, path: str, address: str) -> None:
+        self.kernel.lose_inside(address)
+
+    def add_inside(self, path: str, ifname: str, address: str) -> None:
+        self.kernel.state.netns[path].interfaces[ifname].addresses.add(f"{address}/32")
+
+    def rename_inside(self, path: str, ifname: str, to: str) -> None:
+        interfaces = self.kernel.state.netns[path].interfaces
+        interfaces[to] = interfaces.pop(ifname)
+
+    def add_pair_inside(self, path: str, one: str, other: str) -> None:
+        for number, ifname in enumerate((one, other)):
+            inside = FakeInterface(ifindex=20 + number, mac=f"02:00:00:00:fc:{number:02x}", mtu=1500)
+            self.kernel.state.netns[path].interfaces[ifname] = inside
+
     def dump(self, *paths: str) -> object:
         return self.kernel.dump()
 
@@ -102,6 +161,8 @@ class RealWorld:
         self._descriptors: dict[str, int] = {}
         self._kernels: list[NetlinkKernel] = []
         self._count = 0
+        # Links to the descriptors, as a runtime's directory holds mounts.
+        self.directory = Path(tempfile.mkdtemp(prefix="vpccni-netns-"))
         self.node = self._make()
         self.outside = self._make()
         sh(
@@ -117,15 +178,59 @@ class RealWorld:
         return path
 
     async def open(self, fault: Fault | None = None) -> NetlinkKernel:
-        kernel = await NetlinkKernel.open(self.node, fault=fault)
+        places = Places(directories=(str(self.directory),), proc="")
+        kernel = await NetlinkKernel.open(self.node, fault=fault, places=places)
         self._kernels.append(kernel)
         return kernel
 
     def add_netns(self) -> str:
-        return self._make()
+        path = self._make()
+        self._link_of(path).symlink_to(path)
+        return path
 
     def remove_netns(self, path: str) -> None:
+        self.hide(path)
         os.close(self._descriptors.pop(path))
+
+    def _link_of(self, path: str) -> Path:
+        return self.directory / Path(path).name
+
+    def hide(self, path: str) -> None:
+        self._link_of(path).unlink(missing_ok=True)
+
+    def inode(self, path: str) -> int:
+        return os.stat(path).st_ino
+
+    def plug_pair(self, ifname: str) -> None:
+        self._count += 1
+        sh(self.node, f"ip link add {ifname} type veth peer name near{self._count}")
+
+    def wire_as_original(
+        self, pod: PodRef, path: str, address: str, *, table: int = MAIN_TABLE, until: str = "done"
+    ) -> str:
+        return wiring.wire(
+            self.node, pod.namespace, pod.name, netns=path, address=address, table=table, until=until
+        )
+
+    def unwire_as_original(self, address: str, *, table: int = MAIN_TABLE, until: str = "done") -> None:
+        wiring.unwire(self.node, address=address, table=table, until=until)
+
+    def lose_routes(self, address: str) -> None:
+        for table in (MAIN_TABLE, POD_TABLE):
+            sh(self.node, f"ip route flush table {table} {address}/32")
+
+    def lose_inside(self, path: str, address: str) -> None:
+        sh(path, f"ip address flush to {address}/32")
+
+    def add_inside(self, path: str, ifname: str, address: str) -> None:
+        sh(path, f"ip address add {address}/32 dev {shlex.quote(ifname)}")
+
+    def rename_inside(self, path: str, ifname: str, to: str) -> None:
+        new = shlex.quote(to)
+        sh(path, f"ip link set {ifname} down; ip link set {ifname} name {new}; ip link set {new} up")
+
+    def add_pair_inside(self, path: str, one: str, other: str) -> None:
+        sh(path, f"ip link add {one} type veth peer name {other}; ip link set {one} up")
 
     def add_foreign_interface(self, path: str, ifname: str) -> None:
         self._count += 1
@@ -161,6 +266,7 @@ class RealWorld:
             await kernel.close()
         for descriptor in self._descriptors.values():
             os.close(descriptor)
+        shutil.rmtree(self.directory)
 
 
 def new_netns() -> int:

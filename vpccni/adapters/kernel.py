@@ -17,12 +17,13 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from typing import Final, Self, TypeVar
 
-from vpccni.adapters import kernel_links, kernel_node, nftables
+from vpccni.adapters import kernel_links, kernel_node, kernel_survey, nftables
 from vpccni.adapters.kernel_netns import OWN_NETNS, setns
+from vpccni.adapters.kernel_survey import Places
 from vpccni.adapters.kernel_wiring import Fault, SandboxWirer, add_rule, delete_route, delete_rule
 from vpccni.adapters.netlink import NetlinkSocket
 from vpccni.adapters.netlink_route import RTM_NEWROUTE, SET, route
@@ -37,6 +38,7 @@ from vpccni.datapath.objects import (
     SandboxSeen,
 )
 from vpccni.errors import PermanentError, Reason, VpccniError
+from vpccni.evidence import KernelEvidence
 from vpccni.model import EniId, LeaseId
 
 _WIRERS: Final = 3
@@ -46,15 +48,18 @@ two, 131 with four. Three, so that one that waits for the kernel does not stop t
 _VETHS_AT_ONCE: Final = 32
 """How many veths go in one transaction: a bound for how long the kernel's lock is held."""
 
+_PLACES: Final = Places()
+
 T = TypeVar("T")
 
 
 class NetlinkKernel:
     """See :class:`vpccni.ports.Kernel` for the contract. Made by :meth:`open`."""
 
-    def __init__(self, home: int, fault: Fault | None, wirers: int) -> None:
+    def __init__(self, home: int, fault: Fault | None, wirers: int, places: Places) -> None:
         self._home = home
         self._fault = fault
+        self._places = places
         self._own = threading.local()
         self._sockets: list[NetlinkSocket] = []
         self._sockets_lock = threading.Lock()
@@ -64,7 +69,12 @@ class NetlinkKernel:
 
     @classmethod
     async def open(
-        cls, netns: str | None = None, *, fault: Fault | None = None, wirers: int = _WIRERS
+        cls,
+        netns: str | None = None,
+        *,
+        fault: Fault | None = None,
+        wirers: int = _WIRERS,
+        places: Places = _PLACES,
     ) -> Self:
         """Open the network stack of the node.
 
@@ -73,6 +83,7 @@ class NetlinkKernel:
                 where an agent lives).
             fault: Called with the name of each wiring step before it is done (tests).
             wirers: How many sandboxes are worked on at once.
+            places: Where a survey looks for namespaces.
 
         Raises:
             PermanentError: ``kernel_refused``: the namespace cannot be opened or entered.
@@ -81,7 +92,7 @@ class NetlinkKernel:
             home = os.open(netns or OWN_NETNS, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise kernel_node.as_error("open_netns", error) from error
-        kernel = cls(home, fault, wirers)
+        kernel = cls(home, fault, wirers, places)
         try:
             await kernel._finish(kernel._caretaker.submit(lambda: None))
         except BrokenExecutor as error:
@@ -115,6 +126,20 @@ class NetlinkKernel:
             return kernel_node.observe(self._host, nftables.read())
         except OSError as error:
             raise kernel_node.as_error("observe", error) from error
+
+    async def survey(self, veth_prefix: str, netns_paths: Sequence[str]) -> KernelEvidence:
+        """Look for living sandboxes; see the port. About 0.1 s for 228 pods, off the loop.
+
+        Raises:
+            PermanentError: ``kernel_refused``.
+        """
+        return await self._finish(self._caretaker.submit(self._survey, veth_prefix, tuple(netns_paths)))
+
+    def _survey(self, veth_prefix: str, netns_paths: Sequence[str]) -> KernelEvidence:
+        try:
+            return kernel_survey.survey(self._host, self._home, veth_prefix, netns_paths, self._places)
+        except OSError as error:
+            raise kernel_node.as_error("survey", error) from error
 
     async def apply(self, difference: Difference) -> Applied:
         """Bring the kernel nearer to what is desired; see the port.

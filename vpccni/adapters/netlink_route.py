@@ -40,6 +40,7 @@ RTM_GETNEIGH: Final = 30
 RTM_NEWRULE: Final = 32
 RTM_DELRULE: Final = 33
 RTM_GETRULE: Final = 34
+RTM_GETNSID: Final = 90
 
 ADD: Final = NLM_F_CREATE | NLM_F_EXCL
 SET: Final = NLM_F_CREATE | NLM_F_REPLACE
@@ -47,6 +48,7 @@ SET: Final = NLM_F_CREATE | NLM_F_REPLACE
 _IFF_UP: Final = 0x1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
 _IFLA_GROUP: Final = 27
+_IFLA_LINK_NETNSID: Final = 37
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 18, 20, 26, 28, 29
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_INET_CONF: Final = 1
@@ -79,6 +81,12 @@ _NUMBER_NONE: Final = 0xFFFFFFFF
 
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_PERMANENT: Final = 0x80
+
+_NETNSA_NSID, _NETNSA_FD = 1, 3
+_RTGENMSG: Final = struct.Struct("=Bxxx")
+_S32: Final = struct.Struct("=i")
+_NO_NETNS: Final = -1
+"""``NETNSA_NSID_NOT_ASSIGNED``: of a namespace that is dying, or that we have nothing to do with."""
 
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
 _IFADDRMSG: Final = struct.Struct("=BBBBi")
@@ -195,6 +203,29 @@ def parse_ends(payload: bytes) -> tuple[int, int]:
     return ifindex, number_of(attributes(view[16:]), _IFLA_LINK, ifindex)
 
 
+def parse_peer_netns(payload: bytes) -> int:
+    """The number by which our namespace knows that of a veth's other end.
+
+    -1 when the other end is in our own, or in one that is being torn down.
+    """
+    return _signed(attributes(memoryview(payload)[16:]), _IFLA_LINK_NETNSID)
+
+
+def netns_number_of(descriptor: int) -> bytes:
+    """Body of RTM_GETNSID: by which number our namespace knows that of a descriptor."""
+    return _RTGENMSG.pack(_AF_UNSPEC) + attr_u32(_NETNSA_FD, descriptor)
+
+
+def parse_netns_number(payload: bytes) -> int:
+    """The number that an RTM_NEWNSID message tells of; -1 for none: no link of ours ends in it."""
+    return _signed(attributes(memoryview(payload)[4:]), _NETNSA_NSID)
+
+
+def _signed(found: Attributes, kind: int) -> int:
+    payload = found.get(kind)
+    return _NO_NETNS if payload is None or len(payload) < 4 else int(_S32.unpack_from(payload)[0])
+
+
 def _rp_filter(found: Attributes) -> int:
     if _IFLA_AF_SPEC not in found:
         return -1
@@ -216,9 +247,14 @@ def new_address(ifindex: int, address: str, prefix_length: int, *, is_routed: bo
     return body if is_routed else body + attr_u32(_IFA_FLAGS, _IFA_F_NOPREFIXROUTE)
 
 
-def all_addresses() -> bytes:
-    """Body of RTM_GETADDR for a dump of IPv4."""
-    return _IFADDRMSG.pack(_AF_INET, 0, 0, 0, 0)
+def all_addresses(ifindex: int = 0) -> bytes:
+    """Body of RTM_GETADDR for a dump of IPv4; those of one link where the socket lets dumps be filtered."""
+    return _IFADDRMSG.pack(_AF_INET, 0, 0, 0, ifindex)
+
+
+def is_of_global_scope(payload: bytes) -> bool:
+    """Whether the address that an RTM_NEWADDR message tells of is good beyond its link."""
+    return int(_IFADDRMSG.unpack_from(payload)[3]) == _SCOPE_UNIVERSE
 
 
 def parse_address(payload: bytes) -> AddressSeen:
