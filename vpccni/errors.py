@@ -52,6 +52,7 @@ class Reason(StrEnum):
     ENI_LINK_MISSING = "eni_link_missing"
     SPOOL_UNREADABLE = "spool_unreadable"
     PORTMAP_MISSING = "portmap_missing"
+    TAKE_OVER_REFUSED = "take_over_refused"
     # The caller's mistake.
     BAD_REQUEST = "bad_request"
     BAD_ENVIRONMENT = "bad_environment"
@@ -210,6 +211,12 @@ EXPLANATIONS: Final[dict[Reason, Explanation]] = {
     Reason.PORTMAP_MISSING: Explanation(
         "No plugin of this node serves host ports: `portmap` is missing. Pods with a hostPort are refused.",
         "Put `portmap` into the node's directory of CNI executables, then restart the agent or run `vpccni install`.",
+    ),
+    Reason.TAKE_OVER_REFUSED: Explanation(
+        "This node cannot be taken over from amazon-vpc-cni-k8s: its pods use something that vpccni cannot serve "
+        "yet. Executable, conflist and checkpoint file are as they were.",
+        "`vpccni take-over --check` on the node names the pods and what to do; start amazon-vpc-cni-k8s again if it "
+        "was stopped.",
     ),
     Reason.BAD_REQUEST: Explanation(
         "The request is not what POST /v1/cni takes.", "Use the plugin of the same version."
