@@ -51,8 +51,10 @@ class Reason(StrEnum):
     INTERFACE_EXISTS = "interface_exists"
     ENI_LINK_MISSING = "eni_link_missing"
     SPOOL_UNREADABLE = "spool_unreadable"
-    PORTMAP_MISSING = "portmap_missing"
     TAKE_OVER_REFUSED = "take_over_refused"
+    PORTMAP_MISSING = "portmap_missing"
+    EXPORT_FAILED = "export_failed"
+    ANOTHER_AGENT = "another_agent"
     # The caller's mistake.
     BAD_REQUEST = "bad_request"
     BAD_ENVIRONMENT = "bad_environment"
@@ -208,15 +210,24 @@ EXPLANATIONS: Final[dict[Reason, Explanation]] = {
         "A spooled DEL could not be read; it was set aside.",
         "Look at the file with the suffix .bad in the spool; the lease sweep frees the address later.",
     ),
-    Reason.PORTMAP_MISSING: Explanation(
-        "No plugin of this node serves host ports: `portmap` is missing. Pods with a hostPort are refused.",
-        "Put `portmap` into the node's directory of CNI executables, then restart the agent or run `vpccni install`.",
-    ),
     Reason.TAKE_OVER_REFUSED: Explanation(
         "This node cannot be taken over from amazon-vpc-cni-k8s: its pods use something that vpccni cannot serve "
         "yet. Executable, conflist and checkpoint file are as they were.",
         "`vpccni take-over --check` on the node names the pods and what to do; start amazon-vpc-cni-k8s again if it "
         "was stopped.",
+    ),
+    Reason.PORTMAP_MISSING: Explanation(
+        "No plugin of this node serves host ports: `portmap` is missing. Pods with a hostPort are refused.",
+        "Put `portmap` into the node's directory of CNI executables, then restart the agent or run `vpccni install`.",
+    ),
+    Reason.EXPORT_FAILED: Explanation(
+        "The leases could not be written as the checkpoint file of amazon-vpc-cni-k8s (ipam.json).",
+        "Look at the path in the message (AWS_VPC_K8S_CNI_BACKING_STORE): does its directory exist, is there room? "
+        "Pods are served meanwhile, but do not hand the node back before it is written.",
+    ),
+    Reason.ANOTHER_AGENT: Explanation(
+        "Another agent serves this node's pods.",
+        "The message says how it shows. Stop that agent first: two of them give the same address to two pods.",
     ),
     Reason.BAD_REQUEST: Explanation(
         "The request is not what POST /v1/cni takes.", "Use the plugin of the same version."

@@ -129,7 +129,8 @@ class CheckpointFile(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         status: ``read``, ``absent`` or ``unreadable: <why>``.
-        digest: SHA-256 of its bytes, in hexadecimal.
+        unreadable: Rows that could not be read in a file that otherwise could, one sentence each, at most a few.
+        digest: SHA-256 of its bytes, in hexadecimal; empty when the bytes could not be read.
         log_id, seq, boot_id: Our own mark, when we wrote it: of which log, up to which event, in which boot.
             Empty (0) in a file of the original.
     """
@@ -138,6 +139,7 @@ class CheckpointFile(msgspec.Struct, frozen=True, kw_only=True):
     card: int = 0
     status: str = READ
     rows: tuple[Row, ...] = ()
+    unreadable: tuple[str, ...] = ()
     modified_ns: int = 0
     digest: str = ""
     log_id: str = ""
@@ -152,12 +154,15 @@ class PodSeen(msgspec.Struct, frozen=True, kw_only=True):
         addresses: ``status.podIPs``.
         is_host_network: It uses the node's own network and has no address of the pool.
         has_branch_eni: It carries the annotation ``vpc.amazonaws.com/pod-eni``.
+        is_finished: Its phase is ``Succeeded`` or ``Failed``: it keeps its addresses in ``status``, and each may
+            be another pod's by now.
     """
 
     pod: PodRef
     addresses: tuple[Address, ...] = ()
     is_host_network: bool = False
     has_branch_eni: bool = False
+    is_finished: bool = False
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):

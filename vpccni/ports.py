@@ -210,7 +210,11 @@ class RuntimeCache(Protocol):
     """The container runtime's cached CNI results: its own word on which sandboxes it still keeps."""
 
     async def is_known(self, network: str, container_id: str, ifname: str) -> bool | None:
-        """Whether the runtime has a cached result for the key; ``None`` when the cache cannot be read."""
+        """Whether the runtime has a cached result for the key; ``None`` when the cache cannot tell.
+
+        It cannot say no of a key that no runtime ever used (``checkpoint.is_made_up``), nor before this process
+        has seen an entry of the same network in it: then it would not have said yes either.
+        """
 
     async def read(self) -> CacheEvidence:
         """Every entry of the cache, by content. Never raises: what cannot be read is told in the answer."""
@@ -230,6 +234,7 @@ class Checkpoints(Protocol):
 
         Raises:
             TransientError: ``export_failed``; the old file is as it was.
+            OutcomeUnknownError: ``export_failed``; the new file is in place and may not outlive a power failure.
         """
 
 
@@ -237,10 +242,17 @@ class Predecessor(Protocol):
     """amazon-vpc-cni-k8s on this node, as far as it shows without being asked for anything."""
 
     async def living(self) -> str:
-        """How it shows that its daemon lives (its socket answers); empty when it does not."""
+        """How it shows that its daemon lives (its socket answers); empty when it does not. Never raises.
+
+        Quick: it never waits for the daemon. What cannot be told counts as living.
+        """
 
     async def enforced_policies(self) -> tuple[str, ...]:
-        """Network policies that are really enforced: programs pinned in the BPF filesystem; some at least."""
+        """Network policies that are really enforced: programs pinned in the BPF filesystem; some at least.
+
+        Raises:
+            TransientError: they are there and cannot be listed.
+        """
 
 
 class SpooledDel(msgspec.Struct, frozen=True, kw_only=True):

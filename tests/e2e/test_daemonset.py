@@ -44,8 +44,10 @@ class Host:
             "/etc/cni/net.d": places.conf,
             "/run/netns": NETNS_DIRECTORY,
             "/var/lib/cni": places.root / "cni",
+            "/sys/fs/bpf": places.root / "bpf",
         }
-        self.paths["/var/lib/cni"].mkdir()
+        for path in ("/var/lib/cni", "/sys/fs/bpf"):
+            self.paths[path].mkdir()
         self.environment = IMAGE_ENVIRONMENT | {"AWS_ENDPOINT_URL_EC2": EC2_ENDPOINT}
         self._views = 0
 

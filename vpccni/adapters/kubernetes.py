@@ -1,8 +1,8 @@
-"""The Kubernetes port: two questions to the API server about our own node.
+"""The Kubernetes port: a few questions to the API server, most about our own node.
 
-In a pod, the service account's files are all that it takes, so the answer to both questions costs an aiohttp
-session and no more. ``kubernetes_asyncio`` (37 MiB and half a second, as importing any part of it imports
-every model) is loaded only where a ``KUBECONFIG`` with its many ways to authenticate has to be read.
+In a pod, the service account's files are all that it takes, so the answers cost an aiohttp session and no more.
+``kubernetes_asyncio`` (37 MiB and half a second, as importing any part of it imports every model) is loaded only
+where a ``KUBECONFIG`` with its many ways to authenticate has to be read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -19,16 +20,25 @@ import msgspec
 
 from vpccni import __version__
 from vpccni.errors import Reason, TransientError
+from vpccni.evidence import PodSeen
+from vpccni.model import Address, PodRef, parse_address
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TIMEOUT_S: Final = 5.0
-"""For a whole question, credentials included; both are asked seldom and nobody waits for them."""
+"""For a request, credentials included; all are made seldom."""
 _PAGE: Final = 500
+_WHOLE_PAGE: Final = 100
+"""For pods with everything in them, some 10 KB each: a page is built and read within a fraction of the time limit."""
+_POLICIES_MAX: Final = 10
+"""That there is one is the question; a few names tell where to look."""
+_POLICY_PATH: Final = "/apis/networking.k8s.aws/v1alpha1/policyendpoints"
 _PAGES_MAX: Final = 100
 _TOKEN_MAX_AGE_S: Final = 60.0
 """The kubelet renews a projected token minutes before its end; client-go reads it as often."""
 _METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+_FINISHED: Final = frozenset({"Succeeded", "Failed"})
 _LIST_KINDS: Final = frozenset({"PodList", "PartialObjectMetadataList"})
+_POLICY_KINDS: Final = frozenset({"PolicyEndpointList", "PartialObjectMetadataList"})
 Answer = TypeVar("Answer")
 
 
@@ -65,6 +75,67 @@ class _Pods(msgspec.Struct):
     kind: str
     metadata: _ListMetadata
     items: list[_Item] | None
+
+
+class _SeenAnnotations(
+    msgspec.Struct, rename={"branch": "vpc.amazonaws.com/pod-eni", "mirror": "kubernetes.io/config.mirror"}
+):
+    branch: str = ""
+    mirror: str = ""
+
+
+class _SeenMetadata(msgspec.Struct):
+    name: str
+    namespace: str
+    uid: str
+    annotations: _SeenAnnotations | None = None
+
+
+class _SeenSpec(msgspec.Struct, rename={"is_host_network": "hostNetwork"}):
+    is_host_network: bool = False
+
+
+class _SeenAddress(msgspec.Struct):
+    ip: str = ""
+
+
+class _SeenStatus(msgspec.Struct, rename={"pod_ip": "podIP", "pod_ips": "podIPs"}):
+    phase: str = ""
+    pod_ip: str = ""
+    pod_ips: list[_SeenAddress] | None = None
+
+
+class _SeenItem(msgspec.Struct):
+    """What we read of a whole pod."""
+
+    metadata: _SeenMetadata
+    spec: _SeenSpec
+    status: _SeenStatus | None = None
+
+
+class _SeenPods(msgspec.Struct):
+    """One page of whole pods; see ``_Pods``."""
+
+    kind: str
+    metadata: _ListMetadata
+    items: list[_SeenItem] | None
+
+
+class _PolicyMetadata(msgspec.Struct):
+    name: str
+    namespace: str
+
+
+class _Policy(msgspec.Struct):
+    metadata: _PolicyMetadata
+
+
+class _Policies(msgspec.Struct):
+    kind: str
+    items: list[_Policy] | None
+
+
+_NO_POLICIES: Final = _Policies(kind="PolicyEndpointList", items=None)
 
 
 class Access(msgspec.Struct, frozen=True):
@@ -133,6 +204,35 @@ class ApiServerNode:
             query["continue"] = page.metadata.next_page
         raise _unavailable(f"the list of pods has no end after {_PAGES_MAX} pages")
 
+    async def pods(self) -> tuple[PodSeen, ...]:
+        """All pods bound to our node, as ``pod_uids`` asks for them, with what tells whose an address is.
+
+        The UID of a static pod is the one that the runtime knows (``kubernetes.io/config.mirror``), not that of
+        its mirror pod. An address that is none is left out. Raises as ``max_pods``.
+        """
+        seen: list[PodSeen] = []
+        query = {"fieldSelector": f"spec.nodeName={self._node}", "limit": str(_WHOLE_PAGE)}
+        for _ in range(_PAGES_MAX):
+            page = await self._ask("/api/v1/pods", query, "application/json", _SeenPods)
+            if page.kind != "PodList":
+                raise _unavailable(f"the answer is a {page.kind or 'nothing'}, not a list of pods")
+            seen += map(_seen, page.items or ())
+            if not page.metadata.next_page:
+                return tuple(seen)
+            query["continue"] = page.metadata.next_page
+        raise _unavailable(f"the list of pods has no end after {_PAGES_MAX} pages")
+
+    async def policy_endpoints(self) -> tuple[str, ...]:
+        """``namespace/name`` of some PolicyEndpoint objects of the cluster; empty when there is none.
+
+        A cluster that does not know the kind (404) has none. Raises as ``max_pods``.
+        """
+        query = {"limit": str(_POLICIES_MAX)}
+        page = await self._ask(_POLICY_PATH, query, _METADATA_ONLY, _Policies, absent=_NO_POLICIES)
+        if page.kind not in _POLICY_KINDS:
+            raise _unavailable(f"the answer is a {page.kind or 'nothing'}, not a list of policy endpoints")
+        return tuple(f"{each.metadata.namespace}/{each.metadata.name}" for each in page.items or ())
+
     async def close(self) -> None:
         """Release connections. Idempotent; the next question opens anew."""
         async with self._turn:
@@ -140,9 +240,16 @@ class ApiServerNode:
             if session is not None:
                 await session.close()
 
-    async def _ask(self, path: str, query: Mapping[str, str], accept: str, kind: type[Answer]) -> Answer:
-        """One GET, decoded; once more with fresh credentials after a 401."""
-        # One question at a time: there are two, and the session may be replaced in between.
+    async def _ask(
+        self,
+        path: str,
+        query: Mapping[str, str],
+        accept: str,
+        kind: type[Answer],
+        absent: Answer | None = None,
+    ) -> Answer:
+        """One GET, decoded; once more with fresh credentials after a 401. ``absent``: what a 404 stands for."""
+        # One request at a time: the session may be replaced in between.
         async with self._turn:
             try:
                 async with asyncio.timeout(TIMEOUT_S):
@@ -150,6 +257,8 @@ class ApiServerNode:
                     if status == 401:
                         self._access_until = 0.0
                         status, body = await self._get(path, query, accept)
+                if status == 404 and absent is not None:
+                    return absent
                 if status != 200:
                     raise _unavailable(f"GET {path}: HTTP {status}")
                 return msgspec.json.decode(body, type=kind)
@@ -290,6 +399,25 @@ def _tls_of(authority: str | None, cert: str | None, key: str | None, verify: bo
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _seen(item: _SeenItem) -> PodSeen:
+    annotations = item.metadata.annotations or _SeenAnnotations()
+    status = item.status or _SeenStatus()
+    texts = [each.ip for each in status.pod_ips or ()] or [status.pod_ip]
+    return PodSeen(
+        pod=PodRef(item.metadata.namespace, item.metadata.name, annotations.mirror or item.metadata.uid),
+        addresses=tuple(dict.fromkeys(_addresses(texts))),
+        is_host_network=item.spec.is_host_network,
+        has_branch_eni=bool(annotations.branch),
+        is_finished=status.phase in _FINISHED,
+    )
+
+
+def _addresses(texts: list[str]) -> Iterator[Address]:
+    for text in texts:
+        with suppress(ValueError):
+            yield parse_address(text)
 
 
 def _with_scheme(url: str) -> str:

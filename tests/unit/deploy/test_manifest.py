@@ -21,6 +21,7 @@ from tests.deploy_manifest import (
 from tests.fakes.ec2 import region_ec2
 from vpccni.adapters.ec2 import AwsEc2
 from vpccni.adapters.ec2.sdk import OPERATIONS
+from vpccni.adapters.predecessor import PINS
 from vpccni.conflist import SOCKET_DEFAULT, SPOOL_DEFAULT
 from vpccni.lab.ec2 import small_region
 from vpccni.model import InstanceId
@@ -108,7 +109,14 @@ def test_namespaces_that_are_mounted_later_are_seen():
 
 def test_what_is_only_looked_at_is_read_only():
     read_only = {each["mountPath"] for each in container("aws-node")["volumeMounts"] if each.get("readOnly")}
-    assert read_only == {"/host/opt/cni/bin", "/var/lib/cni"}
+    assert read_only == {"/host/opt/cni/bin", "/var/lib/cni", "/sys/fs/bpf"}
+
+
+def test_the_pins_of_network_policies_are_seen_where_the_adapter_looks():
+    """Without the mount a container's /sys/fs/bpf is empty, and nothing would stand in the way of a take-over."""
+    mount_path = "/sys/fs/bpf"
+    assert PINS.is_relative_to(mount_path)
+    assert mounts("aws-node")[mount_path] == mount_path
 
 
 def test_the_executable_and_the_conflist_go_where_the_runtime_looks():
@@ -147,8 +155,18 @@ def test_the_agent_takes_the_commands_flags():
 
 def test_the_cluster_role_allows_what_the_kubernetes_adapter_asks():
     rules = deploy_manifest()["ClusterRole"]["rules"]
-    allowed = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
-    assert allowed == {("nodes", "get"), ("pods", "list")}
+    allowed = {
+        (group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert allowed == {
+        ("", "nodes", "get"),
+        ("", "pods", "list"),
+        ("networking.k8s.aws", "policyendpoints", "list"),
+    }
 
 
 def policy_script():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from vpccni.errors import Reason, TransientError
+from vpccni.evidence import PodSeen
+from vpccni.model import PodRef
 
 
 class FakeKubernetesNode:
@@ -11,7 +13,11 @@ class FakeKubernetesNode:
     Attributes:
         max_pods_value: What the node says; ``None`` when it does not.
         uids: The pods that are bound to the node.
+        seen: What the API server says of a pod, by its UID; of one that is not here it says the UID alone.
+            To let it lie, put something false.
+        policies: PolicyEndpoint objects of the cluster, as ``namespace/name``.
         is_down: Whether every question fails.
+        is_policy_forbidden: Whether we may not list PolicyEndpoint objects.
         stale: What an API server that is behind answers instead of ``uids``; ``None`` when it is not.
         questions: How many were asked.
     """
@@ -19,9 +25,17 @@ class FakeKubernetesNode:
     def __init__(self, max_pods: int | None = None, uids: frozenset[str] = frozenset()) -> None:
         self.max_pods_value = max_pods
         self.uids = set(uids)
+        self.seen: dict[str, PodSeen] = {}
+        self.policies: set[str] = set()
         self.is_down = False
+        self.is_policy_forbidden = False
         self.stale: frozenset[str] | None = None
         self.questions = 0
+
+    def put(self, pod: PodSeen) -> None:
+        """A pod is bound to the node, or its status changes."""
+        self.uids.add(pod.pod.uid)
+        self.seen[pod.pod.uid] = pod
 
     async def max_pods(self) -> int | None:
         """See ``KubernetesNode.max_pods``."""
@@ -32,6 +46,19 @@ class FakeKubernetesNode:
         """See ``KubernetesNode.pod_uids``."""
         self._answer()
         return frozenset(self.uids) if self.stale is None else self.stale
+
+    async def pods(self) -> tuple[PodSeen, ...]:
+        """See ``KubernetesNode.pods``."""
+        self._answer()
+        uids = self.uids if self.stale is None else self.stale
+        return tuple(self.seen.get(uid) or PodSeen(pod=PodRef(uid=uid)) for uid in sorted(uids))
+
+    async def policy_endpoints(self) -> tuple[str, ...]:
+        """See ``KubernetesNode.policy_endpoints``."""
+        self._answer()
+        if self.is_policy_forbidden:
+            raise TransientError(Reason.INTERNAL, "API server: GET policyendpoints: HTTP 403")
+        return tuple(sorted(self.policies))
 
     async def close(self) -> None:
         """Nothing to release."""
