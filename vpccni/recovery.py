@@ -79,14 +79,16 @@ def is_unknown(veth: HostVeth, state: State) -> bool:
 
     A veth without an alias is known by its index, or, while it is being wired, by its name and MAC.
     """
-    for holder in (*state.leases.values(), *state.standing.values()):
-        wired = holder.wired
+    known = [(lease.key, lease.wired) for lease in state.leases.values()]
+    known += [(rest.key, rest.wired) for rest in state.standing.values()]
+    for key, wired in known:
         if wired is not None:
-            if veth.alias == wired.alias if veth.alias else veth.ifindex == wired.host_ifindex:
+            is_same = veth.alias == wired.alias if veth.alias else veth.ifindex == wired.host_ifindex
+            if is_same:
                 return False
-        elif veth.alias == alias_of(holder.key):
+        elif veth.alias == alias_of(key):
             return False
-        if not veth.alias and veth.mac == host_mac_of(holder.key):
+        if not veth.alias and veth.mac == host_mac_of(key):
             return False
     return True
 

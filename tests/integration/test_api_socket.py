@@ -21,6 +21,7 @@ from tests.unit.api.shapes import check_error
 from vpccni.api import http
 from vpccni.api.http import SocketServer
 from vpccni.errors import PermanentError
+from vpccni.loops.serve_cni import Reply
 
 pytestmark = pytest.mark.netns  # only uid 0 is answered: an ordinary user is that inside a world
 
@@ -51,6 +52,11 @@ class Stub:
             self.cancelled += 1
             raise
         return Answer(self.status, b"{}")
+
+    async def set_mode(self, body: bytes) -> Reply:
+        """The body is the mode that is asked for."""
+        self.bodies.append(len(body))
+        return Reply(200, b"{}")
 
     def view(self, name):
         return {"view": name}

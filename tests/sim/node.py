@@ -8,9 +8,11 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from tests.fakes.checkpoint import FakeCheckpoints
 from tests.fakes.ec2 import region_ec2
 from tests.fakes.imds import region_imds
 from tests.fakes.kernel import FakeKernel
+from tests.fakes.predecessor import FakePredecessor
 from tests.fakes.runtime import FakeRuntimeCache
 from tests.fakes.spool import FakeSpool
 from vpccni.adapters.log_memory import MemoryLog, MemoryStore
@@ -49,6 +51,8 @@ class Node:
         self.clock = VirtualClock()
         self.store = MemoryStore()
         self.spool = FakeSpool()
+        self.checkpoints = FakeCheckpoints(now_ns=lambda: self.clock.now().wall_ns)
+        self.predecessor = FakePredecessor()
         self.settings = read_settings(environ or {})
         self.agent: Any = None  # an Agent from the first start on
         self._running: Any = None
@@ -78,6 +82,8 @@ class Node:
             kernel=self.kernel,
             runtime=FakeRuntimeCache(),
             spool=self.spool,
+            checkpoints=self.checkpoints,
+            predecessor=self.predecessor,
         )
         self.agent = Agent(self.settings, ports, random.Random(1))
         await self.agent.start()

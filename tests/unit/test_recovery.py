@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from vpccni.checkpoint import HOLD_NETWORK
 
 from tests.unit.projections.node import MORNING, SECOND, Node, eni_facts, key_of
+from vpccni.checkpoint import HOLD_NETWORK
 from vpccni.datapath.names import alias_of, host_mac_of, host_veth_name
+from vpccni.errors import Refused
 from vpccni.events import sandbox
 from vpccni.events.adoption import NodeSurveyed
 from vpccni.events.effect import EffectIntended
@@ -21,7 +22,7 @@ from vpccni.evidence import (
     PodSeen,
     Row,
 )
-from vpccni.model import Address, Cidr, Mac, PodRef, SandboxKey, Stamp
+from vpccni.model import Address, Cidr, EniId, Mac, PodRef, SandboxKey, Stamp
 from vpccni.planner import commands as c
 from vpccni.planner.doctor import examine
 from vpccni.projections.state import State
@@ -74,11 +75,10 @@ def row(name: str = "web", address: str = ADDRESS, **fields) -> Row:
 
 
 def evidence(*, veths=(), results=(), rows=(), pods=None, tables=None, cards=(), **file) -> Evidence:
-    files = ()
+    files: tuple[CheckpointFile, ...] = ()
     if rows or file:
-        files = (
-            CheckpointFile(path="ipam.json", rows=tuple(rows), modified_ns=THIS_BOOT_NS, digest="d", **file),
-        )
+        one = CheckpointFile(path="ipam.json", rows=tuple(rows), modified_ns=THIS_BOOT_NS, digest="d", **file)
+        files = (one,)
     return Evidence(
         kernel=KernelEvidence(veths=tuple(veths), from_tables=tables or {}),
         cache=CacheEvidence(status="read", entries=tuple(results)) if results else CacheEvidence(),
@@ -387,6 +387,12 @@ def surveyed(found: Evidence, **fields) -> Node:
     return node
 
 
+def objection(node: Node, wanted: EffectIntended) -> str:
+    answer = node.decide(c.Intend(wanted))
+    assert isinstance(answer, Refused)
+    return answer.detail
+
+
 def with_enis(node: Node, *facts) -> Node:
     from tests.unit.projections.node import instance
 
@@ -403,9 +409,9 @@ def test_a_recovered_lease_is_open_before_its_eni_is_known_and_found_on_it_later
     assert examine(node.state) == []
     with_enis(node, eni_facts(0, 10, 11))
     assert (held.bindings[0].eni, held.is_located) == ("eni-0", True)
-    assert node.state.enis["eni-0"].lease_count == 1
+    assert node.state.enis[EniId("eni-0")].lease_count == 1
     assert examine(node.state) == []
-    assert node.restored().enis["eni-0"].lease_count == 1
+    assert node.restored().enis[EniId("eni-0")].lease_count == 1
 
 
 def test_the_address_of_a_recovered_pod_is_given_to_nobody():
@@ -423,9 +429,9 @@ def test_the_eni_of_a_recovered_pod_is_not_detached():
     with_enis(node, eni_facts(0, 10), eni_facts(1, 10, 11))
     node.wait(3600)
     detach = EffectIntended(kind="detach", eni=eni_facts(1).id, attachment="attach-1")
-    assert "open leases" in node.decide(c.Intend(detach)).detail
+    assert "open leases" in objection(node, detach)
     unassign = EffectIntended(kind="unassign", eni=eni_facts(1).id, cidrs=(Cidr("10.0.1.10/32"),))
-    assert "leased" in node.decide(c.Intend(unassign)).detail
+    assert "leased" in objection(node, unassign)
 
 
 def test_an_eni_may_not_go_while_a_recovered_lease_that_ec2_does_not_list_points_to_its_table():
@@ -433,7 +439,7 @@ def test_an_eni_may_not_go_while_a_recovered_lease_that_ec2_does_not_list_points
     with_enis(node, eni_facts(0, 10), eni_facts(1, 10, 11))
     node.wait(3600)
     detach = EffectIntended(kind="detach", eni=eni_facts(1).id, attachment="attach-1")
-    assert "recovered lease" in node.decide(c.Intend(detach)).detail
+    assert "recovered lease" in objection(node, detach)
 
 
 def test_addresses_that_somebody_may_have_used_lately_are_in_cooldown_after_a_survey():

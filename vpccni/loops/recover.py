@@ -262,14 +262,18 @@ class Recovery:
         policies = await self._predecessor.enforced_policies()
         endpoints = await self._policy_endpoints() if policies else ()
         self.findings = check(
-            evidence=evidence, verdict=verdict, living="", pins=policies, policy_endpoints=endpoints
+            evidence=evidence,
+            verdict=verdict,
+            pins=policies,
+            policy_endpoints=endpoints,
+            now=self._clock.now(),
         )
-        if not self.findings.objections:
+        refused = self.findings.refused()
+        if refused is None:
             return True
-        told = "; ".join(one.sentence for one in self.findings.objections)
-        if self._readiness.hold is None or self._readiness.hold.detail != told:
-            _log.error("take_over_refused", detail=told)
-        self._hold(Refused(Reason.TAKE_OVER_REFUSED, told))
+        if self._readiness.hold != refused:
+            _log.error("take_over_refused", reason=refused.reason, detail=refused.detail)
+        self._hold(refused)
         return False
 
     async def _policy_endpoints(self) -> tuple[str, ...] | None:

@@ -14,18 +14,19 @@ from tests.fakes.runtime import FakeRuntimeCache
 from tests.sim.node import REALISTIC_LATENCY_S, Node
 from vpccni.adapters.log_memory import MemoryLog
 from vpccni.loops.agent import Agent, Ports
-from vpccni.model import LeaseId, SandboxKey
+from vpccni.model import InstanceId, LeaseId, SandboxKey
 from vpccni.projections.leases import Lease
 
 NETWORK = "aws-cni"
 
 
 class Rig(Node):
-    """``Node`` whose second witnesses can be set.
+    """``Node`` whose second sources can be set.
 
     Attributes:
         runtime: What the runtime's cache knows; not readable until a test says so.
         kubernetes: The API server; ``None`` for none.
+        imds_names: The instance that IMDS takes this machine for; empty for the right one.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Rig(Node):
         self.runtime = FakeRuntimeCache()
         self.runtime.is_readable = False
         self.kubernetes: FakeKubernetesNode | None = None
+        self.imds_names = InstanceId("")
 
     async def start(self) -> Any:
         ec2 = region_ec2(self.region, self.now)
@@ -51,11 +53,13 @@ class Rig(Node):
             log=self.log,
             clock=self.clock,
             ec2=get_ec2,
-            imds=region_imds(self.region, self.instance.id, self.now),
+            imds=region_imds(self.region, self.imds_names or self.instance.id, self.now),
             kubernetes=get_kubernetes,
             kernel=self.kernel,
             runtime=self.runtime,
             spool=self.spool,
+            checkpoints=self.checkpoints,
+            predecessor=self.predecessor,
         )
         self.agent = Agent(self.settings, ports, random.Random(1))
         await self.agent.start()

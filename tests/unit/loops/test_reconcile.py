@@ -9,7 +9,7 @@ import pytest
 from tests.unit.loops.rig import Rig
 from vpccni.lab.ec2 import FOR_EVER, Fault, ImdsFault
 from vpccni.lab.sim.loop import run_virtual
-from vpccni.model import EniId
+from vpccni.model import EniId, InstanceId
 
 MINUTE = 60.0
 HOUR = 3600.0
@@ -222,10 +222,7 @@ def enis_of(rig: Rig, instance: str) -> dict[str, tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("imds_is_late", [False, True], ids=["imds answers", "imds is late"])
-@pytest.mark.parametrize("same_boot_id", [False, True], ids=["new boot id", "same boot id"])
-def test_a_log_baked_into_an_image_gives_no_address_and_touches_nothing_of_the_old_machine(
-    imds_is_late, same_boot_id
-):
+def test_a_log_baked_into_an_image_gives_no_address_and_touches_nothing_of_the_old_machine(imds_is_late):
     async def scenario():
         rig = await Rig().up(settle_s=0)
         for number in range(12):
@@ -238,8 +235,7 @@ def test_a_log_baked_into_an_image_gives_no_address_and_touches_nothing_of_the_o
         old = become_another_machine(rig)
         before = enis_of(rig, old)
         assert len(before) >= 2
-        if not same_boot_id:
-            rig.clock.boot_id = "boot-2"
+        rig.clock.boot_id = "boot-2"
         if imds_is_late:
             rig.region.imds.inject(ImdsFault(kind="hang", times=FOR_EVER))
         await rig.start()
@@ -262,6 +258,40 @@ def test_a_log_baked_into_an_image_gives_no_address_and_touches_nothing_of_the_o
         await asyncio.sleep(10 * MINUTE)
         assert enis_of(rig, old) == before
         assert set(rig.state.enis) == set(enis_of(rig, rig.instance.id))
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_one_wrong_answer_of_imds_ends_no_lease_and_ec2_is_left_alone_meanwhile():
+    """1. Pods live.  2. The agent is restarted, and IMDS names another instance.  3. IMDS is right again."""
+
+    async def scenario():
+        rig = await Rig().up(settle_s=MINUTE)
+        for number in range(4):
+            await rig.add(f"pod-{number}")
+        await rig.kill()
+        other = rig.region.launch_instance(rig.subnet.id, "m5.large", now=rig.now())
+        rig.imds_names = other.id
+        await rig.start()
+        await rig.ready()
+        before, leases = rig.calls(), dict(rig.state.leases)
+        for number in range(4, 9):
+            await rig.add(f"pod-{number}")
+        await asyncio.sleep(10 * MINUTE)
+        status = rig.live.status()
+        assert rig.instance.id in status["problems"]["identity"]
+        assert leases.items() <= rig.state.leases.items()
+        changed = {action for action, count in rig.calls().items() if count != before.get(action)}
+        assert not {action for action in changed if not action.startswith("Describe")}
+        await rig.kill()
+        rig.imds_names = InstanceId("")
+        await rig.start()
+        await asyncio.sleep(MINUTE)
+        assert rig.state.doubted is None
+        assert rig.live.status()["problems"]["identity"] == ""
+        assert leases.items() <= rig.state.leases.items()
+        await rig.add("one-more")
         await rig.stop()
 
     run_virtual(scenario())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.data.event_samples import EVENTS
-from tests.unit.projections.node import COOLDOWN_S, Node, eni_facts, key_of, link_of, pod_of
+from tests.unit.projections.node import COOLDOWN_S, Node, eni_facts, key_of, pod_of
 from vpccni.errors import InvariantBrokenError, Reason
 from vpccni.events import address, effect, eni, sandbox
 from vpccni.events.codec import KINDS, UnknownEvent

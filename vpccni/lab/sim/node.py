@@ -15,12 +15,14 @@ from vpccni.errors import VpccniError
 from vpccni.events.envelope import Stored
 from vpccni.lab.ec2 import LinkPlugged, Region
 from vpccni.lab.ec2.entities import Instance
+from vpccni.lab.sim.checkpoint import FakeCheckpoints
 from vpccni.lab.sim.cloud import Cloud
 from vpccni.lab.sim.ec2 import adapter_over
 from vpccni.lab.sim.faults import Fault
 from vpccni.lab.sim.kernel import FakeKernel
 from vpccni.lab.sim.kubernetes import FakeKubernetesNode
 from vpccni.lab.sim.loop import Life, VirtualLoop
+from vpccni.lab.sim.predecessor import FakePredecessor
 from vpccni.lab.sim.runtime import FakeRuntimeCache
 from vpccni.lab.sim.spool import FakeSpool
 from vpccni.lab.sim.trace import Trace
@@ -151,6 +153,8 @@ class SimNode:
         self.spool = FakeSpool(sync_s=SYNC_S)
         self.kube = FakeKubernetesNode()
         self.cache = FakeRuntimeCache()
+        self.checkpoints = FakeCheckpoints(now_ns=lambda: self.clock.now().wall_ns, sync_s=SYNC_S)
+        self.predecessor = FakePredecessor()
         self.life: Life | None = None
         self.agent: Agent | None = None
         self.starts = 0
@@ -271,6 +275,7 @@ class SimNode:
             self._exited(life, running.exception())
 
     def _ports(self, life: Life) -> Ports:
+        self.cache.reopen()
         ec2 = adapter_over(self.cloud.line(self, lambda: not life.is_over), self.region.name)
 
         async def get_ec2() -> Ec2:
@@ -288,6 +293,8 @@ class SimNode:
             kernel=self.kernel,
             runtime=self.cache,
             spool=self.spool,
+            checkpoints=self.checkpoints,
+            predecessor=self.predecessor,
         )
 
     async def _imds(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]:
@@ -379,6 +386,7 @@ class SimNode:
         self.kernel = self._new_kernel()
         self.spool = FakeSpool(sync_s=SYNC_S)
         self.cache = FakeRuntimeCache()
+        self.checkpoints = FakeCheckpoints(now_ns=lambda: self.clock.now().wall_ns, sync_s=SYNC_S)
         self.kube.uids.clear()
         self.trace(f"{self.name} reboot {self.clock.boot_id}")
         self.plug_all()
