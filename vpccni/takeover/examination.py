@@ -208,7 +208,7 @@ class _Examination:
             self._object("ipv6", f"{_have(pods)} an IPv6 address; vpccni serves IPv4 only", action, pods)
             return
         prefixes = [cidr for eni in enis for cidr in eni.cidrs if ":" in cidr]
-        if False:
+        if prefixes and not self._is_our_node:
             said = f"An ENI of this node has an IPv6 prefix ({some(prefixes)}); vpccni serves IPv4 only."
             self._object("ipv6", said, action)
 

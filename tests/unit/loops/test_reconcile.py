@@ -271,8 +271,8 @@ def test_one_wrong_answer_of_imds_ends_no_lease_and_ec2_is_left_alone_meanwhile(
         for number in range(4):
             await rig.add(f"pod-{number}")
         await rig.kill()
-        other = rig.region.launch_instance(rig.subnet.id, "m5.large", now=rig.now())
-        rig.imds_names = other.id
+        another = rig.region.launch_instance(rig.subnet.id, "m5.large", now=rig.now())
+        rig.imds_names = InstanceId(another.id)
         await rig.start()
         await rig.ready()
         before, leases = rig.calls(), dict(rig.state.leases)
