@@ -182,6 +182,10 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     newest_spool_ns: int = 0
     sources: dict[str, str] = {}
 
+    def has_rows(self) -> bool:
+        """Whether a checkpoint file lists anybody."""
+        return any(file.rows for file in self.checkpoints)
+
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody uses an address.

@@ -23,6 +23,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NoReturn
 
+import msgspec
 import structlog
 
 from vpccni.datapath.objects import LinkChange, LinkSeen
@@ -259,8 +260,9 @@ class Recovery:
 
     async def _may_take_over(self, evidence: Evidence, verdict: Verdict) -> bool:
         """The first start on a node: what we cannot serve must not be taken from who serves it."""
-        policies = await self._predecessor.enforced_policies()
-        endpoints = await self._policy_endpoints() if policies else ()
+        policies = await self._enforced_policies()
+        # Without a pinned program nothing is enforced: then the API server need not be asked.
+        endpoints = await self._policy_endpoints() if policies != () else ()
         self.findings = check(
             evidence=evidence,
             verdict=verdict,
@@ -275,6 +277,13 @@ class Recovery:
             _log.error("take_over_refused", reason=refused.reason, detail=refused.detail)
         self._hold(refused)
         return False
+
+    async def _enforced_policies(self) -> tuple[str, ...] | None:
+        try:
+            return await self._predecessor.enforced_policies()
+        except VpccniError as error:
+            _log.info("policies_unknown", reason=error.reason, detail=error.detail[:200])
+            return None
 
     async def _policy_endpoints(self) -> tuple[str, ...] | None:
         try:
@@ -292,29 +301,34 @@ class Recovery:
         """
         async with asyncio.TaskGroup() as group:
             naming = group.create_task(self._name_pods(), name="name pods")
-            try:
-                cache = await self._runtime.read()
-                files = await self._checkpoints.read()
-                paths = [one.netns for one in cache.entries if one.netns]
-                paths += [lease.netns for lease in self._writer.state.leases.values() if lease.netns]
-                kernel = await self._kernel.survey(self._veth_prefix, sorted(set(paths)))
-                newest, spool_status = await self._newest_spooled_ns()
-                is_somebody_here = bool(kernel.veths or cache.entries or any(file.rows for file in files))
-                await asyncio.wait([naming], timeout=NAMES_PATIENCE_S if is_somebody_here else 0.0)
-            finally:
-                is_named = naming.done() and not naming.cancelled()
-                naming.cancel()
+            here = await self._read_here()
+            is_somebody_here = not isinstance(here, VpccniError) and bool(
+                here.kernel is None or here.kernel.veths or here.cache.entries or here.has_rows()
+            )
+            await asyncio.wait([naming], timeout=NAMES_PATIENCE_S if is_somebody_here else 0.0)
+            is_named = naming.done()
+            naming.cancel()
+        if isinstance(here, VpccniError):
+            raise here
         pods, api_status = naming.result() if is_named else (None, "unreadable: no answer in time")
-        sources = {KERNEL: READ, RUNTIME_CACHE: cache.status, API_SERVER: api_status, "spool": spool_status}
+        return msgspec.structs.replace(here, pods=pods, sources=here.sources | {API_SERVER: api_status})
+
+    async def _read_here(self) -> Evidence | VpccniError:
+        """The sources on this node. A refusal is a value: raised, it would come out wrapped in a group."""
+        try:
+            cache = await self._runtime.read()
+            files = await self._checkpoints.read()
+            paths = [one.netns for one in cache.entries if one.netns]
+            paths += [lease.netns for lease in self._writer.state.leases.values() if lease.netns]
+            kernel = await self._kernel.survey(self._veth_prefix, sorted(set(paths)))
+            newest, spool_status = await self._newest_spooled_ns()
+        except VpccniError as error:
+            return error
+        sources = {KERNEL: READ, RUNTIME_CACHE: cache.status, "spool": spool_status}
         for file in files:
             sources[CHECKPOINT if not file.card else f"{CHECKPOINT}_nic_{file.card}"] = file.status
         return Evidence(
-            kernel=kernel,
-            cache=cache,
-            checkpoints=files,
-            pods=pods,
-            newest_spool_ns=newest,
-            sources=sources,
+            kernel=kernel, cache=cache, checkpoints=files, newest_spool_ns=newest, sources=sources
         )
 
     async def _name_pods(self) -> tuple[tuple[PodSeen, ...] | None, str]:
