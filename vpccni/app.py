@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
         "--cni-results-dir",
         type=Path,
         default=Path("/var/lib/cni/results"),
-        help="the runtime's cached CNI results: a witness of the lease sweep (default: %(default)s)",
+        help="the runtime's cached CNI results: by them the agent knows which sandboxes live (default: %(default)s)",
     )
     made.add_argument("--install-bin", type=Path, help="put the CNI executable into this directory at start")
     made.add_argument(

@@ -49,9 +49,11 @@ def pods_view(state: State, now: Stamp) -> list[dict[str, Any]]:
             "device": lease.bindings[0].device,
             "host_ifname": lease.wired.host_ifname if lease.wired else "",
             "lease": lease.id,
-            "since": time_text(lease.opened),
-            "age_s": round(state.elapsed_s(lease.opened, now), 1),
+            "since": time_text(lease.since),
+            "age_s": round(state.elapsed_s(lease.since, now), 1),
             "suspected": lease.source,
+            "origin": "held" if lease.is_hold else lease.origin,
+            "evidence": list(lease.evidence),
         }
         for lease in state.leases.values()
     ]

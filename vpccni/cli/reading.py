@@ -77,6 +77,11 @@ def _status_table(said: dict[str, Any]) -> Table:
     table.add_row(
         "log", Text(f"event {said['log']['head']}, {said['log']['commits']} commits since the start")
     )
+    taken = _recovery_text(said)
+    if taken:
+        table.add_row("taken over", Text(taken))
+    if said.get("hand_back") is not None:
+        table.add_row("hand back", _hand_back_text(said["hand_back"]))
     table.add_row("problems", _problems_text(said["problems"]))
     return table
 
@@ -90,6 +95,29 @@ def _instance_text(said: dict[str, Any]) -> str:
         slots = limits["ipv4_per_eni"] - 1
         text += f" · up to {limits['enis_max']} ENIs of {slots} addresses, {said['max_pods'] or '?'} pods"
     return text
+
+
+def _recovery_text(said: dict[str, Any]) -> str:
+    """What the last search of the node found; empty when it found nothing worth a line."""
+    recovery = said.get("recovery") or {}
+    parts = []
+    if recovery.get("other_agent"):
+        parts.append(f"another agent lives here: {recovery['other_agent']}")
+    if recovery.get("leases") or recovery.get("holds"):
+        parts.append(f"{recovery['leases']} leases found on the node, {recovery['holds']} addresses held")
+    if recovery.get("suspected"):
+        parts.append(f"{recovery['suspected']} of them in doubt")
+    sources = (recovery.get("last") or {}).get("sources", {})
+    parts += [f"{name} {status}" for name, status in sources.items() if status.startswith("unreadable")]
+    return "; ".join(parts)
+
+
+def _hand_back_text(progress: dict[str, Any]) -> Text:
+    if progress["is_ready"]:
+        return Text("ready: the original may be started", style="green")
+    waits = [f"IMDS to list {len(progress['not_in_imds'])} addresses"] if progress["not_in_imds"] else []
+    waits += progress["open_intents"] + ([progress["problem"]] if progress["problem"] else [])
+    return Text(f"waiting for {'; '.join(waits) or 'the next look'}", style="yellow")
 
 
 def _plan_text(plan: dict[str, Any] | None) -> str:
@@ -116,7 +144,9 @@ def _problems_text(problems: dict[str, Any]) -> Text:
 def pods(socket: SocketOption = None, node: NodeOption = None, as_json: JsonOption = False) -> None:
     """The pods that have an address here: who, which, on which ENI, since when.
 
-    A lease is in doubt when one witness says that its sandbox is gone; two end it.
+    A lease that was found on the node, not assigned by an ADD, says so and by which sources; a held address has
+    a user whose sandbox is not known. A lease is in doubt when one source says that its sandbox is gone; two
+    sources end it.
 
     [bold]Examples[/bold]
       vpccni pods
@@ -137,12 +167,21 @@ def pods(socket: SocketOption = None, node: NodeOption = None, as_json: JsonOpti
             pod["host_ifname"] or "-",
             _age_text(pod["age_s"]),
             str(pod["lease"]),
-            Text(f"in doubt: {pod['quarantined']}", style="red") if pod["suspected"] else "",
+            _lease_note(pod),
         ]
         for pod in said
     ]
     heads = ("address", "pod", "dev", "host link", "age", "lease", "")
     console().print(plain_table(heads, rows, numbers=("dev", "age", "lease")))
+
+
+def _lease_note(pod: dict[str, Any]) -> Text:
+    if pod["suspected"]:
+        return Text(f"in doubt: {pod['suspected']}", style="red")
+    origin, evidence = pod.get("origin", "add"), pod.get("evidence") or []
+    if origin == "add":
+        return Text("")
+    return Text(f"{origin} by {', '.join(evidence)}" if evidence else str(origin), style="yellow")
 
 
 def _age_text(seconds: float) -> str:

@@ -13,12 +13,15 @@ from vpccni.events.envelope import GENESIS, Stored
 from vpccni.events.sandbox import (
     AddFailed,
     AddressAssigned,
+    AddressHeld,
     LeaseCleared,
     LeaseEnded,
+    LeaseIdentified,
+    LeaseLocated,
     LeaseSuspected,
     SandboxWired,
 )
-from vpccni.model import Address, Binding, LeaseId
+from vpccni.model import Address, Binding, LeaseId, PodRef, SandboxKey
 from vpccni.replay.past import UNCHAINED
 from vpccni.replay.reader import LogFile
 from vpccni.replay.text import record_json
@@ -39,8 +42,9 @@ class Holding(msgspec.Struct, kw_only=True):
     """
 
     assigned: Record
-    event: AddressAssigned
+    event: AddressAssigned | AddressHeld
     binding: Binding
+    identified: Record | None = None
     ended: Record | None = None
     wired: Record | None = None
     failed: Record | None = None
@@ -51,6 +55,28 @@ class Holding(msgspec.Struct, kw_only=True):
     def lease(self) -> LeaseId:
         """The lease's id."""
         return LeaseId(self.assigned.seq)
+
+    @property
+    def key(self) -> SandboxKey:
+        """The sandbox; its container id is empty while nobody has named it."""
+        if self.identified is not None and isinstance(self.identified.event, LeaseIdentified):
+            return self.identified.event.key
+        event = self.event
+        return event.key if isinstance(event, AddressAssigned) else SandboxKey("", "", event.ifname)
+
+    @property
+    def pod(self) -> PodRef:
+        """The pod, as far as it was told."""
+        if self.identified is not None and isinstance(self.identified.event, LeaseIdentified):
+            return self.identified.event.pod
+        return self.event.pod
+
+    @property
+    def origin(self) -> str:
+        """``add``, ``recovered``, ``imported``, or ``held`` as long as nobody has named its sandbox."""
+        if isinstance(self.event, AddressAssigned):
+            return self.event.origin
+        return "recovered" if self.identified is not None else "held"
 
     @property
     def end(self) -> LeaseEnded | None:
@@ -68,10 +94,13 @@ class Holding(msgspec.Struct, kw_only=True):
         return {
             "lease": self.lease,
             "address": self.binding.address,
-            "pod": msgspec.to_builtins(event.pod),
-            "network": event.key.network,
-            "container_id": event.key.container_id,
-            "ifname": event.key.ifname,
+            "pod": msgspec.to_builtins(self.pod),
+            "network": self.key.network,
+            "container_id": self.key.container_id,
+            "ifname": self.key.ifname,
+            "origin": self.origin,
+            "evidence": list(event.evidence),
+            "since": iso_text(event.since.wall_ns) if event.since is not None else None,
             "netns": event.netns,
             "eni": self.binding.eni,
             "card": self.binding.card,
@@ -121,7 +150,7 @@ def holdings_of(log: LogFile, address: Address) -> Holdings:
     try:
         for record in _records(log, "address", address):
             event = record.event
-            if isinstance(event, AddressAssigned):
+            if isinstance(event, AddressAssigned | AddressHeld):
                 binding = next(one for one in event.bindings if one.address == address)
                 holding = Holding(assigned=record, event=event, binding=binding)
                 open_by_lease[record.seq] = holding
@@ -143,8 +172,13 @@ def story_of(log: LogFile, pod: str) -> Story:
     try:
         for record in _records(log, "pod", pod):
             records[record.seq] = record
-        for seq in [seq for seq, record in records.items() if isinstance(record.event, AddressAssigned)]:
+        for seq in [
+            seq for seq, record in records.items() if isinstance(record.event, AddressAssigned | AddressHeld)
+        ]:
             records |= {record.seq: record for record in _records(log, "lease", str(seq))}
+        for named in [record.event for record in records.values()]:
+            if isinstance(named, LeaseIdentified):
+                records |= {record.seq: record for record in _records(log, "lease", str(named.lease))}
     except PermanentError as error:
         damage = error.detail
     return Story(records=[records[seq] for seq in sorted(records)], damage=damage)
@@ -177,6 +211,13 @@ def _add_details(log: LogFile, holding: Holding) -> None:
                 holding.wired = holding.wired or record
             case AddFailed():
                 holding.failed = record
+            case LeaseIdentified():
+                holding.identified = record
+            case LeaseLocated():
+                holding.binding = next(
+                    (one for one in record.event.bindings if one.address == holding.binding.address),
+                    holding.binding,
+                )
             case LeaseSuspected() | LeaseCleared():
                 holding.doubts.append(record)
             case _:

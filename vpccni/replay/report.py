@@ -36,14 +36,19 @@ def holding_text(holding: Holding) -> str:
     if ended is not None:
         lasted = span_text(ended.stamp.wall_ns - holding.assigned.stamp.wall_ns)
         until = f"{clock_text(ended.stamp.wall_ns, fraction=True)}   after {lasted}"
-    uid = f"   uid {event.pod.uid}" if event.pod.uid else ""
+    uid = f"   uid {holding.pod.uid}" if holding.pod.uid else ""
     binding = holding.binding
     rows = [
-        ("pod", pod_text(event.pod) + uid),
-        ("container", f"{event.key.container_id[:SHORT_ID]}   {event.key.ifname} of {event.key.network}"),
+        ("pod", pod_text(holding.pod) + uid),
+        ("container", _sandbox_text(holding)),
         ("from", clock_text(holding.assigned.stamp.wall_ns, fraction=True)),
         ("to", until),
     ]
+    if event.evidence:
+        found = f"{', '.join(event.evidence)}: the node was searched, its log did not know"
+        rows.append(("found by", found))
+    if event.since is not None:
+        rows.append(("since", clock_text(event.since.wall_ns, fraction=True)))
     if holding.end is not None:
         rows.append(("ended by", end_text(holding.end)))
     if holding.failed is not None:
@@ -58,6 +63,13 @@ def holding_text(holding: Holding) -> str:
     lines = [f"lease {holding.lease}   {events}"]
     lines += [f"  {name:<10} {plain(words)}" for name, words in rows]
     return "\n".join(lines)
+
+
+def _sandbox_text(holding: Holding) -> str:
+    key = holding.key
+    if not key.container_id:
+        return "not known: no source told the sandbox's key"
+    return f"{key.container_id[:SHORT_ID]}   {key.ifname} of {key.network}"
 
 
 def whohad_text(address: Address, holdings: Holdings) -> str:

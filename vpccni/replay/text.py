@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from vpccni.events import address, decision, effect, eni, node, sandbox
+from vpccni.events import address, adoption, decision, effect, eni, node, sandbox
 from vpccni.events.codec import Event, Record, UnknownEvent, kind_of
 from vpccni.model import Binding, PodRef, SandboxKey
 from vpccni.replay.when import iso_text
@@ -95,7 +95,19 @@ def _sandbox_text(event: Event) -> str:
         case sandbox.AddressAssigned():
             bindings = event.bindings
             ways = _some([binding.eni or binding.kind for binding in bindings])
-            return f"assigned {addresses_text(bindings)} on {ways} to {pod_text(event.pod)}"
+            verb = "assigned" if event.origin == "add" else f"{event.origin} lease of"
+            by = f" [{', '.join(event.evidence)}]" if event.evidence else ""
+            return f"{verb} {addresses_text(bindings)} on {ways} to {pod_text(event.pod)}{by}"
+        case sandbox.AddressHeld():
+            return f"held {addresses_text(event.bindings)} for {pod_text(event.pod)}: {event.detail}"
+        case sandbox.LeaseLocated():
+            ways = _some([binding.eni for binding in event.bindings])
+            return f"lease {event.lease} of {addresses_text(event.bindings)} is on {ways}"
+        case sandbox.LeaseIdentified():
+            whose = f"{pod_text(event.pod)} ({key_text(event.key)})"
+            return f"lease {event.lease} belongs to {whose}, says {event.source}"
+        case sandbox.AddressUnexplained():
+            return f"nothing tells the address of {event.ifname}: {event.detail}"
         case sandbox.SandboxWired():
             return f"wired lease {event.lease} as {event.host_ifname}"
         case sandbox.AddFailed():
@@ -179,6 +191,26 @@ def _pool_text(event: Event) -> str:
 
 def _node_text(event: Event) -> str:
     match event:
+        case node.LogCreated():
+            return f"log {event.log_id} begins"
+        case node.InstanceDoubted():
+            return f"IMDS names {event.instance}, which is not proved: {event.detail}"
+        case adoption.NodeSurveyed():
+            return _survey_text(event)
+        case adoption.OtherAgentObserved():
+            return (
+                f"another agent serves this node: {event.detail}"
+                if event.is_alive
+                else "no other agent any more"
+            )
+        case adoption.CheckpointImported():
+            return f"read {event.allocations} rows of {event.path}"
+        case adoption.CheckpointExported():
+            return f"exports its leases to {event.path} from now on"
+        case adoption.ModeChanged():
+            return f"mode {event.mode}: {event.reason}"
+        case adoption.ForeignObjectRemoved():
+            return f"removed what amazon-vpc-cni-k8s left: {event.kind} {event.text}"
         case node.AgentStarted():
             return f"agent {event.version} started"
         case node.BootChanged():
@@ -193,6 +225,14 @@ def _node_text(event: Event) -> str:
             return f"unknown to this version of vpccni (version {event.version}{must})"
         case _:
             return ""
+
+
+def _survey_text(event: adoption.NodeSurveyed) -> str:
+    found = f"{event.leases} leases and {event.holds} holds found, {event.ended} ended"
+    unexplained = f", unexplained: {_some(event.unexplained)}" if event.unexplained else ""
+    unread = [f"{name} {status}" for name, status in event.sources.items() if status.startswith("unreadable")]
+    told = f"; {'; '.join(unread)}" if unread else ""
+    return f"searched the node ({event.why}): {found}{unexplained}{told}"
 
 
 def _fields_text(event: Event) -> str:
