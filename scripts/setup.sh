@@ -46,6 +46,7 @@ look_for_commands() {
     has containerd || need containerd
     has runc || need runc
     has conntrack || need conntrack
+    has iptables-nft || need iptables
     # Containers made of it have no libraries, so it must be the static one.
     { has busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1; } || need busybox-static
 }

@@ -37,7 +37,7 @@ _TOLERANT: Final = """
 may_exist() { said=$("$@" 2>&1) || case $said in *'File exists'*) ;; *) echo "$said" >&2; return 1 ;; esac; }
 may_lack() {
   said=$("$@" 2>&1) || case $said in
-    *'No such'*|*'Cannot find device'*) ;;
+    *'No such'*|*'Cannot find device'*|*'does not exist'*) ;;
     *) echo "$said" >&2; return 1 ;;
   esac
 }
