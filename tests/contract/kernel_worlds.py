@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import pytest
 
 from tests.fakes.kernel import FakeInterface, FakeKernel
@@ -49,6 +50,7 @@ class World(Protocol):
     def unplug(self, mac: str, ifname: str) -> None: ...
     def add_rule(self, rule: Rule) -> None: ...
     def forget_alias(self, ifname: str) -> None: ...
+    def set_alias(self, ifname: str, alias: str) -> None: ...
     def plug_pair(self, ifname: str) -> None: ...
     def hide(self, path: str) -> None: ...
     def inode(self, path: str) -> int: ...
@@ -100,11 +102,12 @@ class FakeWorld:
         self.kernel.state.rules.append(rule)
 
     def forget_alias(self, ifname: str) -> None:
+        self.set_alias(ifname, "")
+
+    def set_alias(self, ifname: str, alias: str) -> None:
         links = self.kernel.state.links
         index = next(index for index, link in links.items() if link.ifname == ifname)
-        links[index] = type(links[index])(
-            **{name: getattr(links[index], name) for name in links[index].__struct_fields__} | {"alias": ""}
-        )
+        links[index] = msgspec.structs.replace(links[index], alias=alias)
 
     def plug_pair(self, ifname: str) -> None:
         self._count += 1
@@ -253,7 +256,10 @@ class RealWorld:
         sh(self.node, f"ip rule add {' '.join(words)}")
 
     def forget_alias(self, ifname: str) -> None:
-        sh(self.node, f"ip link set {ifname} alias ''")
+        self.set_alias(ifname, "")
+
+    def set_alias(self, ifname: str, alias: str) -> None:
+        sh(self.node, f"ip link set {ifname} alias '{alias}'")
 
     def dump(self, *paths: str) -> object:
         return [dump_netns(path) for path in (self.node, *paths)]

@@ -195,6 +195,17 @@ async def test_an_unwired_pod_of_ours_still_shows_its_veth(world, kernel):
     assert (veth.alias, veth.routed, veth.inside) == (alias_of(one.key), (), (one.bindings[0].address,))
 
 
+async def test_a_pod_of_the_original_that_we_hold_or_took_over_is_found_under_any_prefix(world, kernel):
+    """Its veth keeps its name and gets an alias of ours, which is enough to know it by."""
+    path = world.add_netns()
+    name = world.wire_as_original(POD, path, ADDRESS)
+    alias = f"vpccni:held-{ADDRESS}:eth0"
+    world.set_alias(name, alias)
+    (veth,) = (await kernel.survey("xyz", [path])).veths
+    assert (veth.ifname, veth.alias) == (name, alias)
+    assert (veth.netns, veth.inside, veth.routed) == (path, (ADDRESS,), (ADDRESS,))
+
+
 async def test_only_links_that_may_be_host_veths_are_told(world, kernel):
     """A foreign veth of such a name is told, for nobody can say whose it is; an alias of ours is enough."""
     world.plug("02:00:00:00:ee:01", "veth0123456789a")

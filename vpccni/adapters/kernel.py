@@ -2,9 +2,9 @@
 
 Theory of operation. A netlink send runs the kernel's handler on the calling thread, under one lock for the
 whole machine, so nothing is sent from the event loop. Two sets of threads serve: *wirers*, a few, do what a
-CNI call waits for (wire, unwire, probe); the *caretaker*, one, does what may be slow (dumps, deleting veths,
-ENIs, nft). Each thread lives in the node's namespace, keeps one socket open there, and visits a pod's
-namespace only to open a socket in it.
+CNI call waits for (wire, unwire, probe); the *caretaker*, one, does what may be slow (dumps, surveys,
+deleting veths, ENIs, nft). Each thread lives in the node's namespace, keeps one socket open there, and visits
+a pod's namespace only to open a socket in it.
 
 An operation that has begun is not abandoned: when its caller is cancelled, it is waited for (a millisecond
 or so), a sandbox that it has wired is unwired again, and only then the cancellation goes on.
