@@ -164,8 +164,8 @@ class RealWorld:
         self._descriptors: dict[str, int] = {}
         self._kernels: list[NetlinkKernel] = []
         self._count = 0
-        # Links to the descriptors, as a runtime's directory holds mounts.
-        self.directory = Path(tempfile.mkdtemp(prefix="vpccni-netns-"))
+        # Links to the descriptors, as a runtime's directory holds mounts. In a world, /run is its own.
+        self.directory = Path(tempfile.mkdtemp(prefix="vpccni-netns-", dir="/run"))
         self.node = self._make()
         self.outside = self._make()
         sh(
