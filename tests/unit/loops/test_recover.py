@@ -159,7 +159,7 @@ def test_nothing_is_changed_before_it_is_known_who_lives_here():
     run_virtual(scenario())
 
 
-def spooled(pod: str) -> dict:
+def spooled(pod: str) -> dict[str, object]:
     return {
         "command": "DEL",
         "containerId": pod,
