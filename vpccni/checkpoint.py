@@ -173,10 +173,10 @@ def card_path(path: str, card: int) -> str:
     return path if card == 0 else f"{path.removesuffix('.json')}-nic-{card}.json"
 
 
-def hold_key(address: Address) -> SandboxKey:
+def hold_key(address: Address, ifname: str = "eth0") -> SandboxKey:
     """The made-up key of an address that is in use by a sandbox that nobody can name; unique by address."""
     # The characters that CNI allows in a container id, so that every tool can show and match it.
-    return SandboxKey(HOLD_NETWORK, f"vpccni-hold-{address.replace(':', '-')}", UNKNOWN_IFNAME)
+    return SandboxKey(HOLD_NETWORK, f"vpccni-hold-{address.replace(':', '-')}", ifname)
 
 
 def is_made_up(key: SandboxKey) -> bool:

@@ -60,13 +60,19 @@ def place(request: Any, tmp_path: Path) -> Place:
     path = tmp_path / "run" / "ipam.json"
     path.parent.mkdir()
 
+    def put(content: bytes, card: int) -> None:
+        """As the original does it: a new file takes the old one's place."""
+        draft = path.with_name("ipam.json.tmp123456")
+        draft.write_bytes(content)
+        draft.rename(card_path(str(path), card))
+
     def make_unreadable() -> None:
         path.unlink(missing_ok=True)
         path.symlink_to("/dev/zero")
 
     return Place(
         CheckpointFiles(path),
-        lambda content, card: Path(card_path(str(path), card)).write_bytes(content),
+        put,
         path.read_bytes,
         make_unreadable,
         # Root writes everywhere; nobody makes a file where a directory of that name is.
@@ -119,6 +125,19 @@ async def test_somebody_elses_write_takes_our_mark_away_and_is_later(place: Plac
     assert theirs.log_id == ""
     assert theirs.digest != ours.digest
     assert theirs.modified_ns >= ours.modified_ns
+
+
+async def test_the_stamp_changes_with_every_replacement_and_with_nothing_else(place: Place) -> None:
+    assert await place.files.stamp() == ()
+    await place.files.write(TWO)
+    ours = await place.files.stamp()
+    await place.files.read()
+    assert await place.files.stamp() == ours
+    place.put(TWO, 0)  # the same bytes: only who wrote them, and when, differs
+    theirs = await place.files.stamp()
+    assert theirs not in ((), ours)
+    await place.files.write(TWO)
+    assert await place.files.stamp() not in ((), theirs)
 
 
 async def test_a_file_that_cannot_be_read_says_why_and_raises_nothing(place: Place) -> None:

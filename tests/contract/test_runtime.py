@@ -166,6 +166,14 @@ async def test_what_was_seen_counts_while_the_process_lives_and_is_seen_again_by
     assert await later.is_known("aws-cni", "dead", "eth0") is False
 
 
+async def test_an_entry_that_was_found_by_its_key_makes_it_a_witness(runtime: Runtime) -> None:
+    """Also when its name does not show where the network's name ends."""
+    runtime.add("aws-cni", "pod-1", "eth0")
+    assert await runtime.cache.is_known("aws-cni", "pod-1", "eth0") is True
+    runtime.drop("aws-cni", "pod-1", "eth0")
+    assert await runtime.cache.is_known("aws-cni", "pod-1", "eth0") is False
+
+
 async def test_a_cache_that_was_read_is_a_witness_afterwards(runtime: Runtime) -> None:
     runtime.put(cached(1))
     await runtime.cache.read()

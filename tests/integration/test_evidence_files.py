@@ -201,6 +201,22 @@ async def test_a_file_that_is_no_whole_entry_is_told_and_hides_no_other(tmp_path
     assert len(told) < 200
 
 
+async def test_an_entry_that_goes_while_the_others_are_read_is_not_told(tmp_path, monkeypatch):
+    """1. The directory is listed. 2. A DEL removes an entry. 3. The entry is opened."""
+
+    def removed_before_it_is_read(path, bytes_max):
+        if path.name == "leaves":
+            path.unlink()
+        return read_foreign_file(path, bytes_max)
+
+    monkeypatch.setattr(runtime_adapter, "read_foreign_file", removed_before_it_is_read)
+    write_entry(tmp_path, cache_entry(), name="leaves")
+    write_entry(tmp_path, cache_entry("other"), name="stays")
+    found = await LibcniCache(tmp_path).read()
+    assert [entry.file for entry in found.entries] == ["stays"]
+    assert found.unreadable == ()
+
+
 async def test_what_is_no_file_neither_blocks_nor_hides_the_entries(tmp_path):
     write_entry(tmp_path, cache_entry())
     os.mkfifo(tmp_path / "fifo")
@@ -395,6 +411,9 @@ async def test_a_write_that_is_cancelled_ends_before_the_next_begins(tmp_path, m
     await started.wait()
     first.cancel()
     second = asyncio.ensure_future(files.write(b"second"))
+    for _ in range(10):  # turns of the loop: enough for a cancellation to be through
+        await asyncio.sleep(0)
+    assert not first.done()
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -408,6 +427,13 @@ async def test_our_mark_survives_the_way_through_a_file(tmp_path):
     await files.write(render_checkpoint([], Mark(log_id="l", seq=9, boot_id="b")))
     (file,) = await files.read()
     assert (file.log_id, file.seq, file.boot_id, file.rows) == ("l", 9, "b", ())
+
+
+def test_only_a_regular_file_is_read(tmp_path):
+    """A FIFO would read as an empty file, and as one that waits for its writer."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ValueError, match="regular"):
+        read_foreign_file(tmp_path / "fifo", 10)
 
 
 def test_a_file_is_read_to_its_end_and_no_further(tmp_path):

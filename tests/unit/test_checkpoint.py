@@ -100,7 +100,7 @@ def test_no_rows_are_an_empty_list_and_empty_texts_are_left_out():
     assert written == {
         "networkName": "_vpccni-hold",
         "containerID": "vpccni-hold-10.0.1.9",
-        "ifName": "unknown",
+        "ifName": "eth0",
         "ipv4": "10.0.1.9",
         "allocationTimestamp": 0,
         "metadata": {"interfacesCount": 1},
@@ -295,6 +295,7 @@ def test_the_key_of_a_hold_is_its_own_and_is_no_runtimes():
     [
         (SandboxKey("aws-cni", "c1", "eth0"), False),
         (SandboxKey("_migrated-from-cri", "c1", "eth0"), True),
+        (SandboxKey("_vpccni-hold", "c1", "eth0"), True),
         (SandboxKey("aws-cni", "c1", "unknown"), True),
         (SandboxKey("", "c1", "eth0"), True),
         (SandboxKey("aws-cni", "", "eth0"), True),

@@ -191,12 +191,7 @@ def _parse_entry(name: str, content: bytes, modified_ns: int, complaints: list[s
     own = {index for index, each in enumerate(interfaces) if each.name == entry.ifname and each.sandbox}
     addresses: list[Address] = []
     for ip in ips:
-        if (
-            own
-            and ip.interface is not None
-            and 0 <= ip.interface < len(interfaces)
-            and ip.interface not in own
-        ):
+        if own and ip.interface in range(len(interfaces)) and ip.interface not in own:
             continue  # of another interface of the sandbox
         try:
             addresses.append(Address(str(ipaddress.ip_interface(ip.address).ip)))

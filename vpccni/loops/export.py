@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 
 import structlog
 
-from vpccni.checkpoint import HOLD_NETWORK, Mark, render_checkpoint
+from vpccni.checkpoint import Mark, hold_key, render_checkpoint
 from vpccni.errors import VpccniError
 from vpccni.events.adoption import CheckpointExported
 from vpccni.events.codec import Record
@@ -137,7 +137,7 @@ def _key_of(lease: Lease) -> SandboxKey:
     """The key; of a hold one that no sandbox has, for the original reads an empty key as "not assigned"."""
     if not lease.is_hold:
         return lease.key
-    return SandboxKey(HOLD_NETWORK, f"held-{lease.bindings[0].address}", lease.key.ifname or "eth0")
+    return hold_key(lease.bindings[0].address, lease.key.ifname or "eth0")
 
 
 def _pod_of(lease: Lease) -> PodRef:

@@ -36,6 +36,7 @@ class FakeCheckpoints:
         self._now_ns = now_ns
         self._sync_s = sync_s
         self._turn = asyncio.Lock()
+        self._inode = 0
         self.files: dict[int, tuple[bytes, int]] = {}
         self.is_readable = True
         self.is_writable = True
@@ -45,6 +46,7 @@ class FakeCheckpoints:
 
     def put(self, content: bytes, card: int = 0) -> None:
         """Somebody else replaces a file."""
+        self._inode += 1
         self.files[card] = (content, self._now_ns())
 
     async def read(self) -> tuple[CheckpointFile, ...]:
@@ -57,7 +59,7 @@ class FakeCheckpoints:
         if 0 not in self.files:
             return ()
         content, modified_ns = self.files[0]
-        return (self.writes, len(content), modified_ns)
+        return (self._inode, len(content), modified_ns)
 
     async def write(self, content: bytes) -> str:
         """See ``Checkpoints.write``."""
@@ -67,6 +69,7 @@ class FakeCheckpoints:
                 raise TransientError(Reason.EXPORT_FAILED, f"{self._path}: No space left on device")
             self.files[0] = (content, self._now_ns())
             self.writes += 1
+            self._inode += 1
             if self.is_unsynced:
                 self.is_unsynced = False
                 raise OutcomeUnknownError(Reason.EXPORT_FAILED, f"{self._path} was replaced and not synced")
