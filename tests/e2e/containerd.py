@@ -35,6 +35,8 @@ DEBIAN_PLUGINS = Path("/usr/lib/cni")
 READY_TIMEOUT_S = 20.0
 STALE_S = 3600.0
 """A control group that nobody touched for so long is one of a world that was killed; it is empty, then."""
+CGROUPS_GONE_TIMEOUT_S = 10.0
+"""A killed process leaves its control group within milliseconds unless the kernel holds it in I/O."""
 PORT = 8080
 
 _CGROUP_PREFIX = "vpccni-test-"
@@ -240,11 +242,18 @@ def cgroup_directories(*, stale: bool = False) -> list[Path]:
     top = Path("/sys/fs/cgroup")
     if stale:
         found = [*top.glob(f"{_CGROUP_PREFIX}*"), *top.glob(f"*/{_CGROUP_PREFIX}*")]
-        roots = [path for path in found if time.time() - path.stat().st_mtime > STALE_S]
+        roots = [path for path in found if _is_stale(path)]
     else:
         name = cgroup_parent().name
         roots = [path for path in (top / name, *top.glob(f"*/{name}")) if path.is_dir()]
     return [Path(path) for root in roots for path, _, _ in os.walk(root, topdown=False)]
+
+
+def _is_stale(directory: Path) -> bool:
+    try:
+        return time.time() - directory.stat().st_mtime > STALE_S
+    except FileNotFoundError:  # another world's, which has just ended
+        return False
 
 
 def share_netns_directory(*, shared: bool) -> None:
@@ -265,13 +274,50 @@ def container_processes() -> dict[int, str]:
     return found
 
 
-def remove_leftovers() -> None:
-    """Kill and remove what pods that were not removed leave: only after the daemons are gone."""
+def remove_leftovers(timeout_s: float = CGROUPS_GONE_TIMEOUT_S) -> None:
+    """Kill and remove what pods that were not removed leave: only after the daemons are gone.
+
+    Raises:
+        AssertionError: control groups of this world are still there after ``timeout_s``; they are named, with
+            the processes in them. Everything else is removed.
+    """
     for path in NETNS_DIRECTORY.glob("cni-*"):
         namespaces.remove(Namespace(name=path.name, path=str(path)))
-    for directory in cgroup_directories() + cgroup_directories(stale=True):
-        with contextlib.suppress(OSError):
+    _remove_groups(cgroup_directories(stale=True))
+    # A killed process is out of its network namespace, and so no longer looked for, some milliseconds before it
+    # is out of its control group: it takes down its mount namespace in between. Until then the group is busy.
+    deadline = time.monotonic() + timeout_s
+    while _remove_groups(cgroup_directories()):
+        if time.monotonic() > deadline:
+            left = [_with_processes(directory) for directory in cgroup_directories()]
+            assert left == [], f"control groups that do not go within {timeout_s} s: {'; '.join(left)}"
+            return
+        time.sleep(0.005)
+
+
+def _remove_groups(directories: list[Path]) -> list[Path]:
+    """Try once to remove each; return those that are still there."""
+    left = []
+    for directory in directories:
+        try:
             directory.rmdir()
+        except FileNotFoundError:  # somebody else was faster
+            continue
+        except OSError:  # busy: a process or a group is in it
+            left.append(directory)
+    return left
+
+
+def _with_processes(cgroup: Path) -> str:
+    """A control group and who is in it, for a person."""
+    names = []
+    with contextlib.suppress(OSError):
+        for pid in (cgroup / "cgroup.procs").read_text().split():
+            try:
+                names.append(f"{pid} {Path('/proc', pid, 'comm').read_text().strip()}")
+            except OSError:
+                names.append(f"{pid} (ending)")
+    return f"{cgroup} with {', '.join(names) or 'no process'}"
 
 
 # -- the image --------------------------------------------------------------------------------------------

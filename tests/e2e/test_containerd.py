@@ -10,6 +10,8 @@ import asyncio
 import itertools
 import json
 import signal
+import subprocess
+import threading
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tests.e2e.containerd import (
     PORT,
     Containerd,
     cgroup_directories,
+    cgroup_parent,
     container_processes,
     make_image,
     remove_leftovers,
@@ -109,14 +112,50 @@ async def cluster():
                 await made.add_node(name, image, stack)
             yield made
     finally:
-        remove_leftovers()
-        share_netns_directory(shared=False)
+        try:
+            remove_leftovers()
+        finally:
+            share_netns_directory(shared=False)
     assert container_processes() == {}
     assert cgroup_directories() == []
     assert list(NETNS_DIRECTORY.glob("cni-*")) == []
     mounts = Path("/proc/self/mountinfo").read_text()
     assert str(DIRECTORY) not in mounts
     assert "/run/containerd" not in mounts
+
+
+@pytest.fixture
+def occupied_group():
+    """A control group of this world with a process in it, as (directory, process)."""
+    top = Path("/sys/fs/cgroup")
+    # Version 2 has one hierarchy, version 1 one in each directory.
+    hierarchy = next(path for path in (top, *sorted(top.iterdir())) if (path / "cgroup.procs").exists())
+    directory = hierarchy / cgroup_parent().name / "pod"
+    with subprocess.Popen(["sleep", "100"]) as process:
+        try:
+            directory.mkdir(parents=True)
+            (directory / "cgroup.procs").write_text(str(process.pid))
+            yield directory, process
+        finally:
+            process.kill()
+    remove_leftovers()
+
+
+def test_control_groups_are_waited_for_while_a_process_in_them_ends(occupied_group):
+    """1. The pod's process is killed.  2. It is out of its network namespace and still in its control group, which
+    cannot be removed.  3. It is out of that, too. Here the second step takes long."""
+    _, process = occupied_group
+    ends = threading.Timer(0.2, process.kill)
+    ends.start()
+    remove_leftovers()
+    assert cgroup_directories() == []
+    ends.join()
+
+
+def test_a_control_group_that_stays_is_named_with_its_processes(occupied_group):
+    directory, process = occupied_group
+    with pytest.raises(AssertionError, match=rf"{directory} with {process.pid} sleep"):
+        remove_leftovers(timeout_s=0.05)
 
 
 async def test_containers_have_their_leases_addresses_and_reach_each_other_and_the_internet(cluster):
