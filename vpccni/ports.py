@@ -191,7 +191,12 @@ class KubernetesNode(Protocol):
         """
 
     async def pod_uids(self) -> frozenset[str]:
-        """UIDs of all pods bound to our node, from a fresh (not cached) list. Raises as ``max_pods``."""
+        """UIDs of all pods bound to our node, from a fresh (not cached) list. Raises as ``max_pods``.
+
+        A static pod is at the API server by its mirror pod, which has a UID of its own. The UID by which kubelet
+        and the runtime know the static pod is the mirror pod's annotation ``kubernetes.io/config.mirror``. Both
+        are returned.
+        """
 
     async def pods(self) -> tuple[PodSeen, ...]:
         """All pods bound to our node with their addresses, from a fresh list. Raises as ``max_pods``."""

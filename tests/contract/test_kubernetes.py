@@ -49,18 +49,49 @@ async def api(kmock: Any, account: Path) -> AsyncIterator[ApiServerNode]:
     await api.close()
 
 
+def pod(uid: str, annotations: Any) -> dict[str, Any]:
+    return {"metadata": {"uid": uid, "name": uid, "annotations": annotations}, "spec": {"nodeName": "n1"}}
+
+
+CONFIG_HASH = "0dbc5bb8ad4b9c4a1a0ab8d5a5d7a6b3"
+"""What kubelet makes of a static pod's manifest: an MD5, and K8S_POD_UID at the runtime."""
+
+
 @pytest.fixture(params=["api server", "fake"])
 async def both(request: Any, kmock: Any, api: ApiServerNode) -> Any:
+    """A node with the pods a and b and a static pod, whose mirror pod is c."""
     if request.param == "fake":
-        return FakeKubernetesNode(max_pods=29, uids=frozenset({"a", "b"}))
+        fake = FakeKubernetesNode(max_pods=29, uids=frozenset({"a", "b"}))
+        fake.mirrors["c"] = CONFIG_HASH
+        return fake
+    listed = pods("a", "b")
+    annotations = {"kubernetes.io/config.mirror": CONFIG_HASH, "kubernetes.io/config.source": "file"}
+    listed["items"].append(pod("c", annotations))
     kmock["get /api/v1/nodes/n1"] << node({"pods": "29", "cpu": "2"})
-    kmock["get /api/v1/pods"] << pods("a", "b")
+    kmock["get /api/v1/pods"] << listed
     return api
 
 
 async def test_both_questions_are_answered(both: Any) -> None:
     assert await both.max_pods() == 29
-    assert await both.pod_uids() == frozenset({"a", "b"})
+    assert await both.pod_uids() == frozenset({"a", "b", "c", CONFIG_HASH})
+
+
+async def test_a_static_pod_is_listed_by_the_uid_that_the_runtime_knows_too(both: Any) -> None:
+    """Its mirror pod has another UID; without the runtime's, a living static pod would count as absent."""
+    assert {"c", CONFIG_HASH} <= await both.pod_uids()
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [None, {}, {"kubernetes.io/config.mirror": ""}, {"kubernetes.io/config.hash": CONFIG_HASH}],
+    ids=["null", "none", "empty", "another"],
+)
+async def test_annotations_of_no_mirror_pod_add_no_uid(
+    kmock: Any, api: ApiServerNode, annotations: Any
+) -> None:
+    kmock["get /api/v1/pods"] << (pods() | {"items": [pod("a", annotations)]})
+    assert await api.pod_uids() == frozenset({"a"})
 
 
 async def test_the_list_is_of_our_node_fresh_and_of_metadata_only(kmock: Any, api: ApiServerNode) -> None:

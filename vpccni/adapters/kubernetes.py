@@ -57,8 +57,15 @@ class _Node(msgspec.Struct):
     status: _Status | None = None
 
 
+class _Annotations(msgspec.Struct, rename={"config_mirror": "kubernetes.io/config.mirror"}):
+    """Of a pod's annotations the one that we read; the others are skipped without being built."""
+
+    config_mirror: str = ""
+
+
 class _Metadata(msgspec.Struct):
     uid: str
+    annotations: _Annotations | None = None
 
 
 class _Item(msgspec.Struct):
@@ -187,7 +194,7 @@ class ApiServerNode:
         return int(text) if text.isdecimal() else None
 
     async def pod_uids(self) -> frozenset[str]:
-        """UIDs of all pods bound to our node.
+        """UIDs of all pods bound to our node, a static pod's under both that it has (see the port).
 
         No resource version is given, so the list is consistent with the newest state of the cluster; a
         list that is not whole raises. Raises as ``max_pods``.
@@ -198,7 +205,10 @@ class ApiServerNode:
             page = await self._ask("/api/v1/pods", query, _METADATA_ONLY, _Pods)
             if page.kind not in _LIST_KINDS:
                 raise _unavailable(f"the answer is a {page.kind or 'nothing'}, not a list of pods")
-            uids.update(item.metadata.uid for item in page.items or ())
+            for item in page.items or ():
+                uids.add(item.metadata.uid)
+                if item.metadata.annotations is not None and item.metadata.annotations.config_mirror:
+                    uids.add(item.metadata.annotations.config_mirror)
             if not page.metadata.next_page:
                 return frozenset(uids)
             query["continue"] = page.metadata.next_page

@@ -16,6 +16,7 @@ class FakeKubernetesNode:
         seen: What the API server says of a pod, by its UID; of one that is not here it says the UID alone.
             To let it lie, put something false.
         policies: PolicyEndpoint objects of the cluster, as ``namespace/name``.
+        mirrors: Mirror pods, bound to the node too: the UID that the runtime knows, by the mirror pod's own.
         is_down: Whether every question fails.
         is_policy_forbidden: Whether we may not list PolicyEndpoint objects.
         stale: What an API server that is behind answers instead of ``uids``; ``None`` when it is not.
@@ -27,6 +28,7 @@ class FakeKubernetesNode:
         self.uids = set(uids)
         self.seen: dict[str, PodSeen] = {}
         self.policies: set[str] = set()
+        self.mirrors: dict[str, str] = {}
         self.is_down = False
         self.is_policy_forbidden = False
         self.stale: frozenset[str] | None = None
@@ -45,7 +47,9 @@ class FakeKubernetesNode:
     async def pod_uids(self) -> frozenset[str]:
         """See ``KubernetesNode.pod_uids``."""
         self._answer()
-        return frozenset(self.uids) if self.stale is None else self.stale
+        if self.stale is not None:
+            return self.stale
+        return frozenset(self.uids | self.mirrors.keys() | set(self.mirrors.values()))
 
     async def pods(self) -> tuple[PodSeen, ...]:
         """See ``KubernetesNode.pods``."""
