@@ -4,7 +4,8 @@
  * The daemon does the work. This program turns environment and stdin into one request, sends it over the
  * daemon's Unix socket and prints the answer; the configuration goes there byte for byte as it came. It
  * answers only VERSION itself, refuses what cannot be a request, waits while the daemon restarts, and keeps
- * a DEL on disk when the daemon stays away. One call is one short life: memory is never freed.
+ * a DEL on disk when the daemon stays away. STATUS of a daemon that is away is good if it was ready in this
+ * boot. One call is one short life: memory is never freed.
  *
  * Stdout carries a result or an error and nothing else. Exit status: 0 for success, 1 for an error.
  */
@@ -18,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef CONNECT_MS /* a test build may bring all five */
+#ifndef CONNECT_MS /* a test build may bring all six */
 /* How long the daemon may be away: longer than an update of its pod takes. A DEL has the spool instead. */
 #define CONNECT_MS 30000
 #define DEL_CONNECT_MS 2000
@@ -26,6 +27,8 @@
 #define ADD_ANSWER_MS 85000
 #define DEL_ANSWER_MS 20000
 #define ANSWER_MS 60000
+/* A runtime asks STATUS each time that kubelet asks it whether the node's network is ready, and waits for it. */
+#define STATUS_MS 800
 #endif
 #define TIMEOUT_MS_MAX 600000 /* runtimes give up long before ten minutes */
 #define STDIN_MAX (1u << 20)  /* a configuration has some KiB */
@@ -51,13 +54,13 @@ static const struct {
     {"DEL", ID | IFNAME | PATH, DEL_CONNECT_MS, DEL_ANSWER_MS},
     {"CHECK", ID | NETNS | IFNAME | PATH, CONNECT_MS, ANSWER_MS},
     {"GC", PATH, CONNECT_MS, ANSWER_MS},
-    {"STATUS", 0, CONNECT_MS, ANSWER_MS},
+    {"STATUS", 0, STATUS_MS, STATUS_MS},
     {"VERSION", 0, 0, 0},
 };
 
 static const char *command; /* CNI_COMMAND */
 static unsigned needs;      /* what it needs of `variables` */
-static struct text cni_version, socket_path, spool, boot_id_path;
+static struct text cni_version, socket_path, spool, boot_id_path, ready_path;
 static int64_t connect_ms, answer_ms;
 static struct text input, body, problem, message;
 static struct answer answer;
@@ -121,7 +124,8 @@ static void visit_member(const char *key, const char *value)
     } members[] = {
         {"cniVersion", &cni_version, NULL},      {"socket", &socket_path, NULL},
         {"spool", &spool, NULL},                 {"bootIdPath", &boot_id_path, NULL},
-        {"connectTimeoutMs", NULL, &connect_ms}, {"answerTimeoutMs", NULL, &answer_ms},
+        {"readyPath", &ready_path, NULL},        {"connectTimeoutMs", NULL, &connect_ms},
+        {"answerTimeoutMs", NULL, &answer_ms},
     };
     for (size_t i = 0; i < sizeof members / sizeof *members; i++) {
         if (strcmp(members[i].key, key) != 0)
@@ -156,22 +160,34 @@ static void read_config(void)
         text_format(&problem, "reading stopped at byte %zu", stopped_at);
         refuse_config(UNDECODABLE, "the network configuration on stdin is not one JSON object", problem.at);
     }
-    if (*socket_path.at != '/' || *spool.at != '/' || *boot_id_path.at != '/')
-        refuse_config(BAD_CONFIG, "socket, spool and bootIdPath are absolute paths", "");
+    bool names_marker = ready_path.at != NULL;
+    if (*socket_path.at != '/' || *spool.at != '/' || *boot_id_path.at != '/' ||
+        (names_marker && *ready_path.at != '/'))
+        refuse_config(BAD_CONFIG, "socket, spool, bootIdPath and readyPath are absolute paths", "");
+    if (!names_marker) { /* it lies beside the socket */
+        text_add(&ready_path, socket_path.at, (size_t)(strrchr(socket_path.at, '/') - socket_path.at));
+        text_format(&ready_path, "/ready");
+    }
     if (socket_path.length >= sizeof((struct sockaddr_un *)NULL)->sun_path)
         refuse_config(BAD_CONFIG, "the path of a Unix socket has at most 107 bytes", socket_path.at);
 }
 
-/* The daemon gave no whole answer. Returns if this is a DEL and in the spool; otherwise it is an error. */
+/* The daemon gave no whole answer. Returns if this is a DEL and in the spool, or a STATUS and the daemon was ready
+ * in this boot; otherwise it is an error. */
 static void give_up(uint64_t asked_ns)
 {
-    static struct text spool_problem;
+    static struct text spool_problem, marker_problem;
     message.length = 0;
     text_format(&message, "%s: no answer from the daemon on %s (%s", command, socket_path.at, problem.at);
     if (is("DEL")) {
         if (spool_put(spool.at, boot_id_path.at, asked_ns, &body, &spool_problem))
             return;
         text_format(&message, ") and cannot be kept in %s (%s", spool.at, spool_problem.at);
+    }
+    if (is("STATUS")) {
+        if (was_ready(ready_path.at, boot_id_path.at, &marker_problem))
+            return;
+        text_format(&message, ") and no sign that it was ready in this boot (%s", marker_problem.at);
     }
     text_format(&message, "); is the aws-node pod of this node running?");
     fail(is("STATUS") ? DOWN : TRY_LATER, message.at, "the same call can be made again");
@@ -203,6 +219,8 @@ int main(void)
     answer_ms = verbs[verb].answer_ms;
     read_config();
     check_environment();
+    if (is("STATUS") && answer_ms > STATUS_MS)
+        answer_ms = STATUS_MS; /* the configuration may shorten it; what is longer is meant for the other verbs */
 
     if (is("VERSION")) {
         json_encode(&body, "{\"cniVersion\":", cni_version.at);

@@ -44,6 +44,12 @@ struct answer {
 bool daemon_ask(const char *socket_path, const struct text *body, bool wants_result, int64_t connect_ms,
                 int64_t answer_ms, struct answer *answer, struct text *problem);
 
+/* boot.c. `boot_id` adds the id of this boot, which is never empty, to `id`. `was_ready` tells whether the marker
+ * `ready_path`, which the daemon writes when it can serve ADDs and takes away when it knows that it cannot,
+ * names this boot. False: it cannot be told, `problem` says why. Both take a tenth of a second at most. */
+bool boot_id(const char *boot_id_path, struct text *id, struct text *problem);
+bool was_ready(const char *ready_path, const char *boot_id_path, struct text *problem);
+
 /* spool.c. Stores `body` durably in the directory `spool`, made (0700, parents too) if it is missing.
  * `asked_ns` is the CLOCK_BOOTTIME at which the runtime asked. False: nothing may be promised, `problem` says
  * why. A process that is killed in here leaves at most a `.tmp-*`, never a part of a `*.json`. */

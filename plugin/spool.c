@@ -37,15 +37,10 @@ static int open_directory(const char *path)
 bool spool_put(const char *spool, const char *boot_id_path, uint64_t asked_ns, const struct text *body,
                struct text *problem)
 {
-    static struct text boot_id, draft, name, entry;
-    int fd = open(boot_id_path, O_RDONLY | O_CLOEXEC);
-    ssize_t got = fd < 0 ? -1 : text_read(&boot_id, fd, NEVER); /* 37 bytes: one read has them all */
-    if (got <= 0)
-        return blame(problem, "read the boot id", got < 0 ? strerror(errno) : "the file is empty");
-    close(fd);
-    boot_id.at[strcspn(boot_id.at, "\n")] = '\0';
-
-    json_encode(&entry, "{\"version\":1,\"bootId\":", boot_id.at);
+    static struct text boot, draft, name, entry;
+    if (!boot_id(boot_id_path, &boot, problem))
+        return false;
+    json_encode(&entry, "{\"version\":1,\"bootId\":", boot.at);
     text_format(&entry, ",\"boottimeNs\":%" PRIu64 ",\"request\":%s}\n", asked_ns, body->at);
     text_format(&draft, ".tmp-%ld-%" PRIu64, (long)getpid(), asked_ns);
     text_format(&name, "%020" PRIu64 "-%ld.json", asked_ns, (long)getpid()); /* names sort by time */
@@ -53,7 +48,7 @@ bool spool_put(const char *spool, const char *boot_id_path, uint64_t asked_ns, c
     int directory = open_directory(spool);
     if (directory < 0)
         return blame(problem, "open the directory", strerror(errno));
-    fd = openat(directory, draft.at, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    int fd = openat(directory, draft.at, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (fd < 0)
         return blame(problem, "create an entry", strerror(errno));
     /* Whole and on disk before it gets its name, and the name on disk before anybody is told. */

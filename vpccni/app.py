@@ -14,7 +14,7 @@ import random
 import resource
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from vpccni.adapters.kernel import NetlinkKernel
 from vpccni.adapters.log_sqlite import SqliteLog
 from vpccni.adapters.node_lock import NodeLock
 from vpccni.adapters.predecessor import VpcCni
+from vpccni.adapters.ready_marker import ReadyMarker
 from vpccni.adapters.runtime import LibcniCache
 from vpccni.adapters.spool import DirectorySpool
 from vpccni.api.http import SocketServer
@@ -40,6 +41,7 @@ from vpccni.api.views import enis_view, event_view, pods_view, pool_view
 from vpccni.errors import PermanentError, Reason, VpccniError, sentence
 from vpccni.events.codec import Record
 from vpccni.loops.agent import Agent, Ports
+from vpccni.loops.keep_marker import keep_marker, unmarked_when_unusable
 from vpccni.loops.serve_cni import Reply
 from vpccni.model import Seq
 from vpccni.ports import Ec2, KubernetesNode
@@ -267,7 +269,8 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
     async with AsyncExitStack() as stack:
         lock = NodeLock(paths.run, f"pid {os.getpid()}, log {paths.log}")
         stack.callback(lock.close)
-        if not await _take(lock, stop):
+        # We are the only agent of ours on this node.
+        if not await _patiently(lock.take, Reason.ANOTHER_AGENT, stop):
             return
         clock = SystemClock(paths.boot_id)
         log = SqliteLog(paths.log, volatile_ok=options.volatile_log)
@@ -294,8 +297,10 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
         agent = Agent(settings, ports, random.Random(options.seed))  # noqa: S311 - jitter, no secret
         clients.observed_region = agent.observed_region
         stack.push_async_callback(agent.stop)
-        if not await _start(agent, stop):
-            return
+        marker = ReadyMarker.beside(paths.socket, clock.boot_id)
+        with unmarked_when_unusable(marker.mark):
+            if not await _patiently(agent.start, Reason.LOG_IN_USE, stop):
+                return
         for note in log.notes:
             _log.warning("log_opened", detail=note)
         site = Site(agent, clients, log)
@@ -305,35 +310,22 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
         _write_pid(paths.pid)
         gc.freeze()  # Everything imported stays: later collections need not look at it.
         gc.enable()
-        await _serve(agent, server, site, settings, options, paths, stop)
+        await _serve(agent, server, site, settings, options, paths, marker, stop)
 
 
-async def _take(lock: NodeLock, stop: asyncio.Event) -> bool:
-    """Be the only agent of ours on this node; the one before us may be finishing. False when stopped meanwhile."""
+async def _patiently(
+    attempt: Callable[[], Awaitable[None] | None], held: Reason, stop: asyncio.Event
+) -> bool:
+    """Try again for a while when it fails by ``held``: the agent before us is finishing. False when stopped."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + LOCK_PATIENCE_S
     while True:
         try:
-            lock.take()
+            work = attempt()
+            if work is not None:
+                await work
         except PermanentError as error:
-            if error.reason is not Reason.ANOTHER_AGENT or loop.time() > deadline:
-                raise
-            if stop.is_set():
-                return False
-            await asyncio.sleep(0.05)
-        else:
-            return True
-
-
-async def _start(agent: Agent, stop: asyncio.Event) -> bool:
-    """Open the log; wait a little for the agent before us to let go of it. False when stopped meanwhile."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + LOCK_PATIENCE_S
-    while True:
-        try:
-            await agent.start()
-        except PermanentError as error:
-            if error.reason is not Reason.LOG_IN_USE or loop.time() > deadline:
+            if error.reason is not held or loop.time() > deadline:
                 raise
             if stop.is_set():
                 return False
@@ -349,11 +341,15 @@ async def _serve(
     settings: Settings,
     options: argparse.Namespace,
     paths: Paths,
+    marker: ReadyMarker,
     stop: asyncio.Event,
 ) -> None:
     async with asyncio.TaskGroup() as group:
         running = group.create_task(agent.run(), name="agent")
-        helpers: list[asyncio.Task[Any]] = [group.create_task(server.keep_listening(), name="keep listening")]
+        helpers: list[asyncio.Task[Any]] = [
+            group.create_task(server.keep_listening(), name="keep listening"),
+            group.create_task(keep_marker(agent.readiness.refusal, marker.mark), name="keep marker"),
+        ]
         if options.install_conf is not None or options.install_bin is not None:
             helpers.append(
                 group.create_task(_install_when_ready(agent, settings, options, paths), name="conflist")

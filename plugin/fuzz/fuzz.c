@@ -72,6 +72,7 @@ static int fuzz_clock_gettime(clockid_t clock, struct timespec *now);
 #define clock_gettime fuzz_clock_gettime
 #define main plugin_main
 #include "../text.c"
+#include "../boot.c"
 #include "../exchange.c"
 #include "../spool.c"
 #include "../main.c"
@@ -90,9 +91,12 @@ enum option {
     PAD_STDIN,     /* any: far too many spaces follow */
     PAD_ANSWER,    /* the same */
     SPOOL_MISSING, /* any: the directory has to be made */
+    MARKER,        /* that the daemon was ready: see the enum below */
     OPTIONS
 };
-enum { SOCKET_FD = 100, DIRECTORY_FD, DRAFT_FD, BOOT_ID_FD, FIELDS = 9, ANSWERS_MAX = 8, OWNERS_MAX = 64 };
+enum marker { ABSENT, RIGHT, WITHOUT_NEWLINE, HALF, OF_ANOTHER_BOOT, WITH_MORE, EMPTY, TWICE, UNREADABLE, A_PIPE };
+enum { SOCKET_FD = 100, DIRECTORY_FD, DRAFT_FD, BOOT_ID_FD, MARKER_FD, FIELDS = 9, ANSWERS_MAX = 8, OWNERS_MAX = 64 };
+#define START_NS INT64_C(1000000000)
 #define PADDING (5u << 20) /* more than any limit of the executable */
 
 struct field {
@@ -100,14 +104,15 @@ struct field {
     size_t length, taken;
 };
 
-static struct field fields[FIELDS], answers[ANSWERS_MAX];
+static struct field fields[FIELDS], answers[ANSWERS_MAX], marker;
 static size_t answer_count, refusals, connections, padding_left;
 static unsigned options[OPTIONS];
 static char *variables_at[6];
+static char *boot_field; /* fields[8] with a NUL at its end */
 static struct text *owners[OWNERS_MAX];
 static size_t owner_count;
 static int64_t clock_ns;
-static struct text printed, sent, draft;
+static struct text printed, sent, draft, marker_text;
 static bool kept; /* an entry of the spool has its name */
 static unsigned spool_calls, turns;
 static int status;
@@ -169,7 +174,7 @@ static ssize_t take_piece(struct field *from, void *to, size_t room)
     if (count > 0)
         memcpy(to, from->at + from->taken, count);
     from->taken += count;
-    if (count == 0 && padding_left > 0) {
+    if (count == 0 && padding_left > 0 && from != &fields[8] && from != &marker) {
         count = padding_left < room ? padding_left : room;
         memset(to, ' ', count);
         padding_left -= count;
@@ -183,6 +188,12 @@ static ssize_t fuzz_read(int fd, void *to, size_t room)
         return options[HANGS] == 9 ? refuse(EIO) : take_piece(&fields[7], to, room);
     if (fd == BOOT_ID_FD)
         return take_piece(&fields[8], to, room);
+    if (fd == MARKER_FD && options[MARKER] == UNREADABLE)
+        return refuse(EIO);
+    if (fd == MARKER_FD && options[MARKER] == A_PIPE)
+        return refuse(EAGAIN);
+    if (fd == MARKER_FD)
+        return take_piece(&marker, to, room);
     must(fd == SOCKET_FD, "something else is read");
     if (options[HANGS] != 0 && ++turns % 3 == 0)
         return refuse(options[HANGS] == 1 ? EINTR : options[HANGS] == 2 ? ECONNRESET : EAGAIN);
@@ -211,8 +222,15 @@ static ssize_t fuzz_write(int fd, const void *from, size_t count)
 static int fuzz_open(const char *path, int flags)
 {
     must(*path == '/', "a path is relative");
-    if ((flags & O_DIRECTORY) == 0)
+    if ((flags & O_DIRECTORY) == 0) {
+        must((flags & O_NONBLOCK) != 0, "a pipe can hold it");
+        if (is("STATUS") && strcmp(path, boot_id_path.at) != 0) {
+            must(strcmp(path, ready_path.at) == 0, "another file is read");
+            return options[MARKER] == ABSENT ? refuse(ENOENT) : MARKER_FD;
+        }
+        fields[8].taken = 0;
         return spool_fails() ? refuse(ENOENT) : BOOT_ID_FD;
+    }
     return options[SPOOL_MISSING] != 0 && strcmp(path, "/") != 0 ? refuse(ENOENT) : DIRECTORY_FD;
 }
 
@@ -255,7 +273,7 @@ static int fuzz_fsync(int fd)
 
 static int fuzz_close(int fd)
 {
-    must(fd >= SOCKET_FD && fd <= BOOT_ID_FD, "something else is closed");
+    must(fd >= SOCKET_FD && fd <= MARKER_FD, "something else is closed");
     return 0;
 }
 
@@ -284,7 +302,8 @@ static int fuzz_poll(struct pollfd *fds, nfds_t count, int timeout_ms)
 {
     must(count == 1 && fds->fd >= 0, "it polls something else");
     must(timeout_ms >= 0, "it waits for ever");
-    clock_ns += ((int64_t)(options[HANGS] > 4 || options[SEND_FAILS] > 1 ? timeout_ms : 1) + 1) * 1000000;
+    bool whole = options[HANGS] > 4 || options[SEND_FAILS] > 1 || fds->fd == MARKER_FD;
+    clock_ns += ((int64_t)(whole ? timeout_ms : 1) + 1) * 1000000;
     return 0;
 }
 
@@ -292,7 +311,7 @@ static int fuzz_nanosleep(const struct timespec *wanted, struct timespec *left)
 {
     (void)left;
     must(wanted->tv_sec == 0 && wanted->tv_nsec > 0 && wanted->tv_nsec < 1000000000, "a pause is no pause");
-    clock_ns += wanted->tv_nsec * 50; /* so that half a minute of tries is a dozen */
+    clock_ns += wanted->tv_nsec * (is("STATUS") ? 1 : 50); /* so that half a minute of tries is a dozen */
     return 0;
 }
 
@@ -313,16 +332,19 @@ static void reset(void)
     for (size_t i = 0; i < sizeof variables_at / sizeof *variables_at; i++)
         free(variables_at[i]);
     memset(variables_at, 0, sizeof variables_at);
+    free(boot_field);
+    boot_field = NULL;
     memset(fields, 0, sizeof fields);
     memset(answers, 0, sizeof answers);
     memset(options, 0, sizeof options);
     memset(&answer, 0, sizeof answer);
+    memset(&marker, 0, sizeof marker);
     answer_count = refusals = connections = padding_left = 0;
     kept = false;
     spool_calls = turns = needs = 0;
     command = NULL;
     connect_ms = answer_ms = 0;
-    clock_ns = 1000000000;
+    clock_ns = START_NS;
     status = -1;
 }
 
@@ -332,6 +354,28 @@ static struct field next_field(const char **at, const char *stop)
     struct field found = {.at = *at, .length = (size_t)((end_of != NULL ? end_of : stop) - *at)};
     *at = end_of != NULL ? end_of + 1 : stop;
     return found;
+}
+
+/* What the daemon left beside its socket, made of the boot id as the options say. */
+static void write_marker(void)
+{
+    size_t id;
+    boot_field = calloc(1, fields[8].length + 1);
+    memcpy(boot_field, fields[8].at, fields[8].length);
+    id = strcspn(boot_field, "\n");
+    marker_text.length = 0;
+    text_add(&marker_text, boot_field, options[MARKER] == HALF ? id / 2 : id);
+    if (options[MARKER] == OF_ANOTHER_BOOT)
+        marker_text.at[0] ^= 1;
+    if (options[MARKER] == TWICE)
+        text_format(&marker_text, "\n%.*s", (int)id, boot_field);
+    if (options[MARKER] != WITHOUT_NEWLINE && options[MARKER] != HALF)
+        text_format(&marker_text, "\n");
+    if (options[MARKER] == WITH_MORE)
+        text_format(&marker_text, " ");
+    if (options[MARKER] == EMPTY)
+        marker_text.length = 0;
+    marker = (struct field){.at = marker_text.at, .length = marker_text.length};
 }
 
 static void take_apart(const char *at, const char *stop)
@@ -350,6 +394,27 @@ static void take_apart(const char *at, const char *stop)
         memcpy(variables_at[i], from->at, strnlen(from->at, from->length));
     }
     padding_left = options[PAD_STDIN] != 0 ? PADDING : 0;
+    write_marker();
+}
+
+/* Whether a STATUS that nobody answers has to be a success. */
+static bool marker_is_good(void)
+{
+    bool same_file = ready_path.at != NULL && strcmp(ready_path.at, boot_id_path.at) == 0;
+    size_t id = strcspn(boot_field, "\n");
+    bool id_line_alone = id > 0 && fields[8].length == id + 1 && strlen(boot_field) == fields[8].length;
+    if (options[SPOOL_FAILS] == 1 || (same_file && options[SPOOL_FAILS] == 2) || fields[8].length > FILE_MAX)
+        return false; /* the boot id cannot be read */
+    return same_file ? id_line_alone : id > 0 && options[MARKER] == RIGHT;
+}
+
+static void judge_status(void)
+{
+    bool answered = answer.body != NULL && answer.status == 200;
+    bool is_away = printed.length > 0 && answer.body == NULL && strstr(printed.at, "no answer from") != NULL;
+    must(status != 0 || answered || marker_is_good(), "a daemon that was not ready is a success");
+    must(!is_away || !marker_is_good(), "a daemon that was ready is an error");
+    must(clock_ns - START_NS <= 1000000000, "a STATUS takes longer than a second");
 }
 
 static void judge(void)
@@ -373,6 +438,8 @@ static void judge(void)
         must(json_object(payload + 4, rest, NULL, NULL), "the request is no JSON object");
     }
     bool answered = answer.status == 200 && answer.body != NULL;
+    if (asks && is("STATUS"))
+        judge_status();
     if (asks && is("DEL") && status == 0)
         must(kept || answered, "a DEL that nobody took is a success");
     if (kept) {

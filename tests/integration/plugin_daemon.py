@@ -223,7 +223,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Plugin:
-    """The executable with a directory of its own. The daemon's socket and the spool are in there."""
+    """The executable with a directory of its own. Socket, marker and spool of the daemon are in there."""
 
     binary: Path
     home: Path
@@ -231,6 +231,11 @@ class Plugin:
     @property
     def socket(self) -> Path:
         return self.home / "d.sock"
+
+    @property
+    def ready(self) -> Path:
+        """The marker that the daemon was ready in this boot, where the executable looks for it."""
+        return self.home / "ready"
 
     @property
     def spool(self) -> Path:

@@ -467,7 +467,8 @@ def _result_problems(call: Call, lease: Lease) -> tuple[str, ...]:
 
 
 def _fault(fault: CniFault, verb: str = "") -> Reply:
-    if fault.reason is Reason.STOPPING and verb != "STATUS":
+    if fault.reason is Reason.STOPPING:
+        # The executable asks the next agent. STATUS is answered by the marker until that one is there.
         return Reply(0)
     status = 503 if cni.code_of(fault.reason, verb) in (cni.CODE_TRY_AGAIN, cni.CODE_NOT_AVAILABLE) else 400
     return Reply(status, cni.fault_body(fault.version, fault.reason, fault.detail, verb))

@@ -595,7 +595,10 @@ def test_an_old_pods_del_does_not_tell_what_the_conflist_says_now():
 # -- STATUS, GC -------------------------------------------------------------------------------------
 
 
-def test_status_is_50_with_the_reason_until_adds_can_be_served_and_then_never():
+def test_status_is_50_with_the_reason_until_adds_can_be_served_and_not_when_the_agent_stops():
+    """An agent that stops hangs up, as it does on the other verbs: the executable knows from the marker whether the
+    node was ready, and an upgrade of the agent does not make it NotReady."""
+
     async def scenario():
         rig = Rig()
         await rig.start()
@@ -608,8 +611,8 @@ def test_status_is_50_with_the_reason_until_adds_can_be_served_and_then_never():
             await rig.add(f"pod-{number}")
         assert await rig.verb("STATUS") == (200, {})
         rig.live.cni.is_stopping = rig.live.readiness.is_stopping = True
-        status, answer = await rig.verb("STATUS")
-        assert (status, answer["code"], reason_of(answer)) == (503, 50, "stopping")
+        status, _ = await rig.verb("STATUS")
+        assert status == 0
         rig.live.cni.is_stopping = rig.live.readiness.is_stopping = False
         await rig.stop()
 
