@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import msgspec
 import structlog
@@ -41,7 +41,7 @@ from vpccni.api.views import enis_view, event_view, pods_view, pool_view
 from vpccni.errors import PermanentError, Reason, VpccniError, sentence
 from vpccni.events.codec import Record
 from vpccni.loops.agent import Agent, Ports
-from vpccni.loops.keep_marker import keep_marker, unmarked_when_unusable
+from vpccni.loops.keep_marker import unmarked_when_unusable
 from vpccni.loops.serve_cni import Reply
 from vpccni.model import Seq
 from vpccni.ports import Ec2, KubernetesNode
@@ -53,6 +53,7 @@ STOP_DEADLINE_S: Final = 4.0
 """Less than half of terminationGracePeriodSeconds (10): what is not answered by then is asked again."""
 LOCK_PATIENCE_S: Final = 10.0
 """The agent before us may still be finishing."""
+LOCK_LOOK_S: Final = 2.0
 FILES_MAX: Final = 8192
 """Open files: twice what the socket's backlog and the requests in flight can be together."""
 LOG_NAME: Final = "events.sqlite"
@@ -282,6 +283,7 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
         clients = Clients(settings, stack)
         spool = DirectorySpool(paths.spool)
         stack.push_async_callback(spool.close)
+        marker = ReadyMarker.beside(paths.socket, clock.boot_id)
         ports = Ports(
             log=log,
             clock=clock,
@@ -293,11 +295,11 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
             spool=spool,
             checkpoints=CheckpointFiles(Path(settings.backing_store)),
             predecessor=VpcCni(paths.run),
+            mark_ready=marker.mark,
         )
         agent = Agent(settings, ports, random.Random(options.seed))  # noqa: S311 - jitter, no secret
         clients.observed_region = agent.observed_region
         stack.push_async_callback(agent.stop)
-        marker = ReadyMarker.beside(paths.socket, clock.boot_id)
         with unmarked_when_unusable(marker.mark):
             if not await _patiently(agent.start, Reason.LOG_IN_USE, stop):
                 return
@@ -310,7 +312,7 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
         _write_pid(paths.pid)
         gc.freeze()  # Everything imported stays: later collections need not look at it.
         gc.enable()
-        await _serve(agent, server, site, settings, options, paths, marker, stop)
+        await _serve(agent, server, site, settings, options, paths, lock, stop)
 
 
 async def _patiently(
@@ -341,14 +343,14 @@ async def _serve(
     settings: Settings,
     options: argparse.Namespace,
     paths: Paths,
-    marker: ReadyMarker,
+    lock: NodeLock,
     stop: asyncio.Event,
 ) -> None:
     async with asyncio.TaskGroup() as group:
         running = group.create_task(agent.run(), name="agent")
         helpers: list[asyncio.Task[Any]] = [
             group.create_task(server.keep_listening(), name="keep listening"),
-            group.create_task(keep_marker(agent.readiness.refusal, marker.mark), name="keep marker"),
+            group.create_task(_keep_lock(lock), name="keep the node"),
         ]
         if options.install_conf is not None or options.install_bin is not None:
             helpers.append(
@@ -392,6 +394,13 @@ async def _install_when_ready(
         (_log.warning if note.is_warning else _log.info)(note.name, detail=note.detail)
     if installed.is_changed:
         _log.info("conflist_installed", directory=str(options.install_conf), versions=installed.versions)
+
+
+async def _keep_lock(lock: NodeLock) -> NoReturn:
+    """Somebody may remove the lock's file: then it is made again, or another agent has it and we end."""
+    while True:
+        await asyncio.sleep(LOCK_LOOK_S)
+        lock.take()
 
 
 def _write_pid(path: Path) -> None:

@@ -20,14 +20,14 @@ sources contradict each other, the kernel's present user has the address.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
 
 from vpccni.checkpoint import HOLD_NETWORK
 from vpccni.datapath.names import ALIAS_PREFIX, alias_of, host_mac_of, host_veth_name, is_our_alias
-from vpccni.events.sandbox import SandboxLink
+from vpccni.events.sandbox import SandboxLink, SandboxWired
 from vpccni.evidence import (
     API_SERVER,
     CHECKPOINT,
@@ -75,22 +75,31 @@ def judge(state: State, evidence: Evidence, now: Stamp, veth_prefix: str) -> Ver
 
 
 def is_unknown(veth: HostVeth, state: State) -> bool:
-    """Whether no lease of the log, open or just ended, explains a host veth.
+    """Whether no lease of the log, open or ended, explains a host veth.
 
     A veth without an alias is known by its index, or, while it is being wired, by its name and MAC.
     """
-    known = [(lease.key, lease.wired) for lease in state.leases.values()]
-    known += [(rest.key, rest.wired) for rest in state.standing.values()]
+    open_leases = [(lease.key, lease.wired) for lease in state.leases.values()]
+    return not _explains(veth, open_leases) and not _has_ended(veth, state)
+
+
+def _has_ended(veth: HostVeth, state: State) -> bool:
+    """Whether a veth is what is left of a lease that the log has ended."""
+    rests = {rest.lease: rest for rest in (*state.rests.values(), *state.standing.values())}
+    return _explains(veth, [(rest.key, rest.wired) for rest in rests.values()])
+
+
+def _explains(veth: HostVeth, known: Iterable[tuple[SandboxKey, SandboxWired | None]]) -> bool:
     for key, wired in known:
         if wired is not None:
             is_same = veth.alias == wired.alias if veth.alias else veth.ifindex == wired.host_ifindex
             if is_same:
-                return False
+                return True
         elif veth.alias == alias_of(key):
-            return False
+            return True
         if not veth.alias and veth.mac == host_mac_of(key):
-            return False
-    return True
+            return True
+    return False
 
 
 class _Judge:
@@ -113,7 +122,9 @@ class _Judge:
         self._tables = kernel.from_tables if kernel is not None else {}
         self._cached = [one for one in evidence.cache.entries if self._is_ours(one)]
         self._rows = [row for file in evidence.checkpoints for row in self._rows_of(file)]
-        self._pods = {address: pod for pod in evidence.pods or () for address in pod.addresses}
+        # A finished pod may still list an address that another one has by now.
+        living = [pod for pod in evidence.pods or () if not pod.is_finished]
+        self._pods = {address: pod for pod in living for address in pod.addresses}
 
     def verdict(self) -> Verdict:
         # A route is the node's own word: whoever it leads to comes before those who only say that they have it.
@@ -151,7 +162,14 @@ class _Judge:
             return False
         return True
 
+    def _has_seen_end(self, key: SandboxKey, address: Address, told_ns: int) -> bool:
+        """Whether the log ended this lease after the time from which a file speaks: the file is behind."""
+        rest = self._state.rests.get(address)
+        return rest is not None and rest.key == key and told_ns <= rest.ended.wall_ns
+
     def _rows_of(self, file: CheckpointFile) -> Iterator[Row]:
+        if file.log_id and file.log_id == self._state.log_id and file.seq <= self._state.head:
+            return  # Our own export: the log knows all that is in it, and more.
         if file.boot_id and file.boot_id != self._boot_id:
             self._notes.append(f"{file.path}: our export of another boot")
             return
@@ -167,6 +185,9 @@ class _Judge:
     # -- the kernel -------------------------------------------------------------------------------
 
     def _judge_veth(self, veth: HostVeth) -> None:
+        open_leases = [(lease.key, lease.wired) for lease in self._state.leases.values()]
+        if not _explains(veth, open_leases) and _has_ended(veth, self._state):
+            return  # Its DEL has come; the veth dies with its namespace.
         addresses = [one for one in (veth.routed or veth.inside) if _is_of_a_pod(one)]
         if not veth.routed and len(addresses) > 1:
             told = {one for cached in self._named_by(veth) for one in cached.addresses}
@@ -320,6 +341,8 @@ class _Judge:
         """A sandbox that the kernel does not show; it is held until two sources end it."""
         if ":" in address:
             self._notes.append(f"{address} in {what}: IPv6 is not served yet")
+            return
+        if self._has_seen_end(key, address, claim.since_ns):
             return
         known, other = self._lease_at(address), self._claims.get(address)
         if known is not None or other is not None:

@@ -53,10 +53,15 @@ class Node:
         self.spool = FakeSpool()
         self.checkpoints = FakeCheckpoints(now_ns=lambda: self.clock.now().wall_ns)
         self.predecessor = FakePredecessor()
+        self.is_marked = False
         self.settings = read_settings(environ or {})
         self.agent: Any = None  # an Agent from the first start on
         self._running: Any = None
         self._ec2 = None
+
+    def mark_ready(self, is_ready: bool) -> None:
+        """What STATUS would be answered by while no agent is there."""
+        self.is_marked = is_ready
 
     def _on_link(self, event) -> None:
         if isinstance(event, LinkPlugged):
@@ -84,6 +89,7 @@ class Node:
             spool=self.spool,
             checkpoints=self.checkpoints,
             predecessor=self.predecessor,
+            mark_ready=self.mark_ready,
         )
         self.agent = Agent(self.settings, ports, random.Random(1))
         await self.agent.start()

@@ -119,7 +119,7 @@ def test_a_forgotten_cooldown_is_found(monkeypatch):
 
 def test_a_release_that_does_not_look_at_leases_is_found(monkeypatch):
     monkeypatch.setattr("vpccni.planner.view.is_cidr_rested", lambda *_: True)
-    monkeypatch.setattr("vpccni.planner.decide.is_cidr_rested", lambda *_: True)
+    monkeypatch.setattr("vpccni.planner.decide.is_cidr_free", lambda *_: True)
     assert "intends" in _first_broken()
 
 

@@ -531,3 +531,42 @@ def test_a_survey_that_raced_with_an_add_does_not_open_an_address_twice(node):
     node.ask(c.TakeSurvey(why="unknown_veth", verdict=verdict))
     assert len(node.state.leases) == 1
     assert examine(node.state) == []
+
+
+# -- a log that goes on -----------------------------------------------------------------------------
+
+
+def test_our_own_export_reopens_no_lease_that_the_log_has_ended(node):
+    """1. A lease is exported.  2. Its DEL comes.  3. The node is searched before the next export."""
+    lease(node, "web")
+    address = node.lease("web").bindings[0].address
+    node.state.log_id = "ours"
+    node.delete("web")
+    mine = evidence(
+        rows=[row(address=address)], log_id="ours", seq=int(node.state.head) - 1, boot_id="boot-1"
+    )
+    assert judge(node.state, mine, node.now, "eni").claims == ()
+    older = evidence(
+        rows=[row(address=address)], log_id="ours", seq=int(node.state.head) + 9, boot_id="boot-1"
+    )
+    assert judge(node.state, older, node.now, "eni").claims == (), "its end is in the log"
+
+
+@pytest.mark.parametrize(("age_s", "is_found"), [(60, False), (-60, True)], ids=["before", "after"])
+def test_a_cached_result_is_news_only_if_it_is_younger_than_the_end_of_its_lease(node, age_s, is_found):
+    """The runtime removes its entry after the last plugin's DEL; a sandbox may use its key again later."""
+    lease(node, "web")
+    address = node.lease("web").bindings[0].address
+    node.delete("web")
+    found = evidence(results=[cached(address=address, modified_ns=node.now.wall_ns - age_s * SECOND)])
+    assert bool(judge(node.state, found, node.now, "eni").claims) is is_found
+
+
+def test_a_veth_of_a_lease_that_has_ended_is_nobodys(node):
+    lease(node, "web")
+    address = node.lease("web").bindings[0].address
+    node.delete("web")
+    verdict = judge(node.state, evidence(veths=[ours("web", address, routed=())]), node.now, "eni")
+    assert (verdict.claims, verdict.unexplained) == ((), ())
+    node.ask(c.NoteUnwired(tuple(node.state.standing)))
+    assert not is_unknown(ours("web", address), node.state), "it was seen just before it was gone"

@@ -25,6 +25,7 @@ from vpccni.loops.export import Export
 from vpccni.loops.hand_back import HandBack
 from vpccni.loops.housekeeping import Housekeeping, LeaseSweep
 from vpccni.loops.keep_links import KeepLinks, has_primary_link
+from vpccni.loops.keep_marker import keep_marker
 from vpccni.loops.keep_warm import EniTemplate, KeepWarm
 from vpccni.loops.readiness import Readiness
 from vpccni.loops.reconcile import Reconcile
@@ -55,7 +56,10 @@ DEFAULT_MAX_PODS = 110
 
 
 class Ports(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything outside. ``ec2`` and ``kubernetes`` are opened when first needed: they are heavy."""
+    """Everything outside. ``ec2`` and ``kubernetes`` are opened when first needed: they are heavy.
+
+    ``mark_ready`` sets or removes the file by which STATUS is answered while no agent is there.
+    """
 
     log: EventLog
     clock: Clock
@@ -67,6 +71,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     spool: Spool
     checkpoints: Checkpoints
     predecessor: Predecessor
+    mark_ready: Callable[[bool], None]
 
 
 class Agent:
@@ -173,7 +178,7 @@ class Agent:
             clock=ports.clock,
             datapath=self._datapath,
             add_wait_s=settings.add_wait_s,
-            not_serving=self.readiness.refusal,
+            readiness=self.readiness,
             on_gc=self.housekeeping.sweep_soon,
         )
         self.writer.subscribe(self._on_records)
@@ -422,6 +427,9 @@ class Agent:
             group.create_task(self.housekeeping.run(), name="housekeeping")
             group.create_task(self.housekeeping.run_spool(), name="spool")
             group.create_task(self.housekeeping.run_sweep(), name="lease sweep")
+            group.create_task(
+                keep_marker(self.readiness.unusable, self._ports.mark_ready), name="keep marker"
+            )
             group.create_task(self.recovery.run(), name="recover")
             group.create_task(self.export.run(), name="export")
             group.create_task(self.hand_back.run(), name="hand back")

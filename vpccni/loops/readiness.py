@@ -36,14 +36,20 @@ class Readiness:
         self.is_broken = ""
 
     def refusal(self) -> Refused | None:
-        """Why the node should not be given pods now; ``None`` when it should."""
+        """Why no ADD is served just now; ``None`` when they are."""
+        return self.unusable() or self.unexplained
+
+    def unusable(self) -> Refused | None:
+        """Why the node should not be given pods now; ``None`` when it should.
+
+        An interface that nothing explains is no such reason: it is told, but to call the node unusable would drive
+        its living pods away.
+        """
         if self.is_stopping:
             return Refused(Reason.STOPPING)
         if self.must_not_change:
             return Refused(Reason.LOG_NEWER, ", ".join(self.must_not_change))
-        return (
-            self.hold or self.not_serving or self.unexplained or self.kernel_refusal() or self.log_refusal()
-        )
+        return self.hold or self.not_serving or self.kernel_refusal() or self.log_refusal()
 
     def waiting(self) -> Refused | None:
         """Why an ADD waits although nothing is wrong with its request; ``None`` when it need not."""

@@ -25,9 +25,10 @@ from vpccni.api.cni import Call, CniFault, Wired
 from vpccni.datapath.desired import pod_wiring
 from vpccni.datapath.difference import unwire, wire
 from vpccni.datapath.objects import DatapathSettings, Difference, SandboxSeen
-from vpccni.errors import Reason, Refused, TransientError, VpccniError
+from vpccni.errors import Reason, TransientError, VpccniError
 from vpccni.events.sandbox import SandboxLink, SandboxWired
 from vpccni.evidence import GC_LIST
+from vpccni.loops.readiness import Readiness
 from vpccni.loops.wiring import attached_enis, lease_wiring, rest_wiring
 from vpccni.loops.write import AddRefusedError, Writer
 from vpccni.model import LeaseId, SandboxKey, Stamp
@@ -82,7 +83,7 @@ class CniService:
         clock: Clock,
         datapath: DatapathSettings,
         add_wait_s: float,
-        not_serving: Callable[[], Refused | None],
+        readiness: Readiness,
         on_gc: Callable[[frozenset[LeaseId]], None],
     ) -> None:
         self._writer = writer
@@ -91,7 +92,7 @@ class CniService:
         self._clock = clock
         self._datapath = datapath
         self._add_wait_s = add_wait_s
-        self._not_serving = not_serving
+        self._readiness = readiness
         self._on_gc = on_gc
         self._flights: dict[SandboxKey, _Flight] = {}
         self._in_flight = 0
@@ -131,10 +132,12 @@ class CniService:
             case "CHECK":
                 await self._check(call)
             case "STATUS":
-                refused = self._not_serving()
+                refused = self._readiness.unusable()
                 if refused is not None:
                     raise CniFault(refused.reason, refused.detail, call.version)
                 warnings = [Reason.PORTMAP_MISSING] if call.takes_host_ports else []
+                if self._readiness.unexplained is not None:
+                    warnings.append(Reason.ADDRESS_UNEXPLAINED)
                 return Reply(200, cni.status_body(call.version, warnings))
             case _:
                 await self._gc(call)

@@ -60,6 +60,7 @@ class Rig(Node):
             spool=self.spool,
             checkpoints=self.checkpoints,
             predecessor=self.predecessor,
+            mark_ready=self.mark_ready,
         )
         self.agent = Agent(self.settings, ports, random.Random(1))
         await self.agent.start()

@@ -49,6 +49,10 @@ class FakeCheckpoints:
         self._inode += 1
         self.files[card] = (content, self._now_ns())
 
+    def reopen(self) -> None:
+        """A new agent opens it: a write that died with the agent before it is in nobody's way."""
+        self._turn = asyncio.Lock()
+
     async def read(self) -> tuple[CheckpointFile, ...]:
         """See ``Checkpoints.read``."""
         shown = self.files if self.stale is None else self.stale

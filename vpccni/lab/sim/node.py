@@ -155,6 +155,7 @@ class SimNode:
         self.cache = FakeRuntimeCache()
         self.checkpoints = FakeCheckpoints(now_ns=lambda: self.clock.now().wall_ns, sync_s=SYNC_S)
         self.predecessor = FakePredecessor()
+        self.is_marked = False
         self.life: Life | None = None
         self.agent: Agent | None = None
         self.starts = 0
@@ -276,6 +277,7 @@ class SimNode:
 
     def _ports(self, life: Life) -> Ports:
         self.cache.reopen()
+        self.checkpoints.reopen()
         ec2 = adapter_over(self.cloud.line(self, lambda: not life.is_over), self.region.name)
 
         async def get_ec2() -> Ec2:
@@ -295,7 +297,12 @@ class SimNode:
             spool=self.spool,
             checkpoints=self.checkpoints,
             predecessor=self.predecessor,
+            mark_ready=self.mark_ready,
         )
+
+    def mark_ready(self, is_ready: bool) -> None:
+        """What STATUS would be answered by while no agent is there."""
+        self.is_marked = is_ready
 
     async def _imds(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]:
         lower = {name.lower(): value for name, value in headers.items()}
