@@ -56,6 +56,7 @@ LOCK_PATIENCE_S: Final = 10.0
 LOCK_LOOK_S: Final = 2.0
 FILES_MAX: Final = 8192
 """Open files: twice what the socket's backlog and the requests in flight can be together."""
+RUN_DIR: Final = Path("/var/run/aws-node")
 LOG_NAME: Final = "events.sqlite"
 SOCKET_NAME: Final = "vpccni.sock"
 _FOLLOW_PAGE: Final = 500
@@ -71,6 +72,7 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True):
     pid: Path
     spool: Path
     boot_id: Path
+    checkpoint: Path
     cni_results: Path
 
 
@@ -91,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--run-dir",
         type=Path,
-        default=Path("/var/run/aws-node"),
+        default=RUN_DIR,
         help="directory of the socket, the pid file and the DEL spool (default: %(default)s)",
     )
     made.add_argument("--socket", type=Path, help="the socket (default: RUN_DIR/vpccni.sock)")
@@ -193,7 +195,7 @@ def msgspec_dumps(value: Any, **_: Any) -> str:
     return msgspec.json.encode(value, enc_hook=repr).decode()
 
 
-def _paths(options: argparse.Namespace) -> Paths:
+def _paths(settings: Settings, options: argparse.Namespace) -> Paths:
     return Paths(
         log=options.state_dir / LOG_NAME,
         run=options.run_dir,
@@ -201,8 +203,16 @@ def _paths(options: argparse.Namespace) -> Paths:
         pid=options.run_dir / "vpccni.pid",
         spool=options.spool or options.run_dir / "spool",
         boot_id=options.boot_id_path,
+        checkpoint=_checkpoint_path(settings.backing_store, options.run_dir),
         cni_results=options.cni_results_dir,
     )
+
+
+def _checkpoint_path(setting: str, run_dir: Path) -> Path:
+    """Where the checkpoint file is: as set, else where the original has it; of another run directory, in that."""
+    if setting == Settings().backing_store and run_dir != RUN_DIR:
+        return run_dir / Path(setting).name
+    return Path(setting)
 
 
 class Clients:
@@ -262,7 +272,8 @@ def _allow_many_files() -> None:
 
 
 async def _run(settings: Settings, options: argparse.Namespace) -> None:
-    paths = _paths(options)
+    paths = _paths(settings, options)
+    settings = msgspec.structs.replace(settings, backing_store=str(paths.checkpoint))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -293,7 +304,7 @@ async def _run(settings: Settings, options: argparse.Namespace) -> None:
             kernel=kernel,
             runtime=LibcniCache(paths.cni_results),
             spool=spool,
-            checkpoints=CheckpointFiles(Path(settings.backing_store)),
+            checkpoints=CheckpointFiles(paths.checkpoint),
             predecessor=VpcCni(paths.run),
             mark_ready=marker.mark,
         )

@@ -310,13 +310,19 @@ def test_it_takes_as_many_files_as_it_may(place):
 # -- two agents ---------------------------------------------------------------------------------------
 
 
-def test_a_second_agent_waits_for_the_log_and_then_says_that_it_is_in_use(place):
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [("", "another_agent"), ("--state-dir", "another_agent"), ("--run-dir", "log_in_use")],
+    ids=["of the same directories", "with a log of its own", "with a socket of its own"],
+)
+def test_a_second_agent_waits_for_the_first_and_then_says_what_it_has(place, flag, reason):
     first = place.start()
     place.serving(first)
     began = time.monotonic()
-    code, said = place.ended(place.start(), timeout_s=40)
+    second = place.start(*([flag, str(place.root / "other")] if flag else []))
+    code, said = place.ended(second, timeout_s=40)
     assert code == 1
-    assert "log_in_use" in said
+    assert reason in said
     assert "Traceback" not in said
     assert 8 < time.monotonic() - began < 25
     assert place.ask("GET", "/healthz")[0] == 200  # The first one is undisturbed, its socket too.
