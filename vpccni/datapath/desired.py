@@ -26,9 +26,10 @@ from vpccni.datapath.objects import (
     NftPolicy,
     PodWiring,
     Rule,
+    VethRemoval,
 )
 from vpccni.errors import PermanentError, Reason
-from vpccni.model import MAIN_TABLE, Address, Binding, Cidr, Mac, address_at, cidr_span, host_cidr
+from vpccni.model import MAIN_TABLE, Address, Cidr, Mac, address_at, cidr_span, host_cidr
 
 
 def desired(
@@ -36,19 +37,27 @@ def desired(
     enis: Sequence[EniWiring],
     settings: DatapathSettings,
     vpc_cidrs: Sequence[Cidr],
+    *,
+    ended: Sequence[LeaseWiring] = (),
+    as_original: bool = False,
 ) -> Desired:
     """How the node should look with these leases and ENIs.
+
+    A lease that cannot be wired here (of a later release, or found without an interface) is left alone, and told.
 
     Args:
         leases: All open leases.
         enis: All ENIs whose addresses may be assigned, the primary included.
         settings: The node's settings.
         vpc_cidrs: All CIDRs of the VPC; empty while unknown, then the nft table is left alone.
-
-    Raises:
-        PermanentError: ``feature_not_supported``: a binding of a kind that is not built yet.
+        ended: Leases that have ended, and whose host veth may still stand.
+        as_original: Wire each pod for amazon-vpc-cni-k8s, too: the node is being handed back.
     """
-    pods = tuple(pod_wiring(lease, settings) for lease in sorted(leases, key=lambda lease: lease.lease))
+    in_order = sorted(leases, key=lambda lease: lease.lease)
+    odd = {lease.lease: why for lease in in_order if (why := why_left_alone(lease))}
+    pods = tuple(
+        pod_wiring(lease, settings, as_original=as_original) for lease in in_order if lease.lease not in odd
+    )
     setups = tuple(eni_setup(eni, settings) for eni in sorted(enis, key=lambda eni: eni.eni))
     rules = {Rule(priority=PRIORITY_TO_POD, table=POD_TABLE)}
     if settings.node_port or not settings.external_snat:
@@ -67,12 +76,30 @@ def desired(
         subnets=collapse([eni.subnet_cidr for eni in enis]),
         primary_mac=primary.mac if primary is not None else "",
         ip_forward=settings.manage_sysctls,
+        veth_prefix=settings.veth_prefix,
+        ended=veth_removals(ended, settings.veth_prefix),
+        left_alone=tuple(
+            binding.address
+            for lease in in_order
+            if lease.lease in odd
+            for binding in lease.bindings
+            if binding.family == 4
+        ),
+        notes=tuple(odd[lease.lease] for lease in in_order if lease.lease in odd and not is_bare_hold(lease)),
+        as_original=as_original,
     )
 
 
-def pod_wiring(lease: LeaseWiring, settings: DatapathSettings) -> PodWiring:
-    """The wiring of one lease; the names that the log knows win over computed ones. Raises as ``desired``."""
-    binding = _only_binding(lease)
+def pod_wiring(lease: LeaseWiring, settings: DatapathSettings, *, as_original: bool = False) -> PodWiring:
+    """The wiring of one lease; what the log knows of its interface wins over what would be computed.
+
+    Raises:
+        PermanentError: ``feature_not_supported``: see :func:`why_left_alone`.
+    """
+    why = why_left_alone(lease)
+    if why:
+        raise PermanentError(Reason.FEATURE_NOT_SUPPORTED, why)
+    binding = lease.bindings[0]
     return PodWiring(
         lease=lease.lease,
         netns=lease.netns,
@@ -81,15 +108,51 @@ def pod_wiring(lease: LeaseWiring, settings: DatapathSettings) -> PodWiring:
         alias=lease.alias or alias_of(lease.key),
         address=binding.address,
         gateway=Address(POD_GATEWAY),
-        host_mac=host_mac_of(lease.key),
-        pod_mac=pod_mac_of(lease.key, binding.address),
+        host_mac=lease.host_mac or host_mac_of(lease.key),
+        pod_mac=lease.pod_mac or pod_mac_of(lease.key, binding.address),
         mtu=settings.pod_mtu,
         table=binding.table,
         # The veth has no address of its own, and its pod's address is routed to it by rule 512: the
-        # strict reverse look-up finds it, and whatever else the pod sends is dropped.
-        rp_filter=RP_FILTER_STRICT if settings.manage_sysctls else -1,
+        # strict reverse look-up finds it, and whatever else the pod sends is dropped. What was found keeps its
+        # own: nobody knows what its pod sends.
+        rp_filter=RP_FILTER_STRICT if settings.manage_sysctls and not lease.is_found else -1,
         host_ifindex=lease.host_ifindex,
+        is_found=lease.is_found,
+        as_original=as_original,
     )
+
+
+def why_left_alone(lease: LeaseWiring) -> str:
+    """Why a lease cannot be wired here, one sentence; empty when it can."""
+    if len(lease.bindings) != 1:
+        return f"lease {lease.lease} has {len(lease.bindings)} addresses, not one"
+    binding = lease.bindings[0]
+    if binding.family != 4 or binding.kind != "pool":
+        return f"lease {lease.lease} has an IPv{binding.family} address of kind {binding.kind}"
+    if is_bare_hold(lease):
+        return f"{binding.address} is held, and its interface is not known"
+    return ""
+
+
+def is_bare_hold(lease: LeaseWiring) -> bool:
+    """Whether neither a sandbox nor an interface is known of a lease: all that is known is that it is used."""
+    return not lease.key.container_id and not lease.alias
+
+
+def veth_removals(leases: Sequence[LeaseWiring], veth_prefix: str) -> tuple[VethRemoval, ...]:
+    """The host veths of leases, each as narrow as the log can tell it."""
+    return tuple(_veth_removal(lease, veth_prefix) for lease in leases)
+
+
+def _veth_removal(lease: LeaseWiring, veth_prefix: str) -> VethRemoval:
+    alias = lease.alias or alias_of(lease.key)
+    if not lease.host_ifindex:
+        ifname = lease.host_ifname or veth_name_of(veth_prefix, lease.key, lease.pod)
+        return VethRemoval(ifindex=0, alias=alias, ifname=ifname, mac=host_mac_of(lease.key))
+    if not lease.is_found:
+        return VethRemoval(ifindex=lease.host_ifindex, alias=alias)
+    # It may have ended before it got our alias.
+    return VethRemoval(ifindex=lease.host_ifindex, alias=alias, ifname=lease.host_ifname, mac=lease.host_mac)
 
 
 def eni_setup(eni: EniWiring, settings: DatapathSettings) -> EniSetup:
@@ -132,20 +195,6 @@ def collapse(cidrs: Iterable[Cidr]) -> tuple[Cidr, ...]:
     """IPv4 CIDRs without overlaps, sorted (an nft interval set takes no overlap). IPv6 ones are left out."""
     networks = [ipaddress.IPv4Network(cidr, strict=False) for cidr in cidrs if cidr and ":" not in cidr]
     return tuple(Cidr(str(network)) for network in sorted(ipaddress.collapse_addresses(networks)))
-
-
-def _only_binding(lease: LeaseWiring) -> Binding:
-    if len(lease.bindings) != 1:
-        raise PermanentError(
-            Reason.FEATURE_NOT_SUPPORTED, f"lease {lease.lease} has {len(lease.bindings)} addresses, not one"
-        )
-    binding = lease.bindings[0]
-    if binding.family != 4 or binding.kind != "pool":
-        raise PermanentError(
-            Reason.FEATURE_NOT_SUPPORTED,
-            f"lease {lease.lease} has an IPv{binding.family} address of kind {binding.kind}",
-        )
-    return binding
 
 
 def _nft_policy(

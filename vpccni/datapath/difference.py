@@ -1,20 +1,30 @@
 """What to do to get from what is to what should be.
 
 The whole difference (:func:`difference`) is for the start and for repair; the small ones are for the paths
-on which nobody looks at the kernel first. Ours to delete are: every route of the pod table, from-rules of
-ours whose source is a single address in a subnet of ours, veths that carry our alias, and the nft table of
-our name. Everything else is foreign and never in a difference.
+on which nobody looks at the kernel first. Ours to delete are: routes of the pod table, from-rules of
+ours whose source is a single address in a subnet of ours, veths of leases that the log knows to have ended, the
+nft table of our name, and what amazon-vpc-cni-k8s left of the same kind (:mod:`vpccni.datapath.convert`). What
+may belong to a veth that the log does not explain stays. Everything else is foreign and never in a difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final
 
 import msgspec
 
-from vpccni.datapath.desired import eni_rules, eni_setup, from_rules, pod_wiring
-from vpccni.datapath.names import alias_of, host_mac_of, is_our_alias, veth_name_of
+from vpccni.datapath.convert import (
+    Guard,
+    Standing,
+    foreign,
+    guard_of,
+    original_paths,
+    single,
+    standing,
+)
+from vpccni.datapath.desired import eni_rules, eni_setup, pod_wiring, veth_removals, why_left_alone
+from vpccni.datapath.names import is_our_alias
 from vpccni.datapath.nft import nft_table
 from vpccni.datapath.numbers import (
     POD_TABLE,
@@ -62,10 +72,14 @@ def difference(desired: Desired, observed: Observed, *, rewire: bool = False) ->
         observed: What is.
         rewire: Wire sandboxes whose veth is not there. Without it they are only told (``absent``).
     """
-    pods = _pods(desired, observed)
+    veths = standing(desired, observed)
+    guard = guard_of(desired, observed, veths)
+    pods = _pods(desired, observed, veths, guard)
     enis, ready, missing = _enis(desired, observed)
     rules = {rule for rule in observed.rules if not rule.exotic}
     wanted = set(desired.rules)
+    leased = {pod.address for pod in desired.pods}
+    left = foreign(desired, observed, veths, guard)
     return Difference(
         ip_forward=desired.ip_forward and observed.ip_forward is False,
         enis=enis,
@@ -74,9 +88,19 @@ def difference(desired: Desired, observed: Observed, *, rewire: bool = False) ->
         routes_set=pods.routes,
         wire=pods.absent if rewire else (),
         nft=_nft(desired, observed),
+        original_add=original_paths(desired, observed, veths.placed),
         routes_delete=pods.stale + _connected_routes(desired, observed, enis),
-        rules_delete=tuple(sorted(rule for rule in rules - wanted if is_our_rule(rule, desired.subnets))),
-        veths_delete=_stale_veths(desired, observed),
+        rules_delete=tuple(
+            sorted(
+                rule
+                for rule in rules - wanted
+                if is_our_rule(rule, desired.subnets) and not _is_guarded(rule, leased, guard)
+            )
+        ),
+        veths_delete=_stale_veths(observed, veths),
+        foreign_rules=left.rules,
+        foreign_routes=left.routes,
+        firewall=left.firewall,
         absent=tuple(pod.lease for pod in pods.absent),
         enis_ready=ready,
         enis_missing=missing,
@@ -119,6 +143,12 @@ def is_our_rule(rule: Rule, subnets: Sequence[Cidr]) -> bool:
     return length == "32" and any(is_inside(Address(address), subnet) for subnet in subnets)
 
 
+def _is_guarded(rule: Rule, leased: Container[Address], guard: Guard) -> bool:
+    """Whether a from-rule may be that of somebody who lives and whom the log does not explain."""
+    address = single(rule.src)
+    return rule.priority == PRIORITY_FROM_POD and guard.protects(address, is_leased=address in leased)
+
+
 def missing_of_eni(setup: EniSetup, link: LinkSeen, observed: Observed) -> tuple[str, ...]:
     """What an ENI with this link still needs, one word each; empty when it can serve."""
     missing: list[str] = []
@@ -152,31 +182,44 @@ class _Pods(msgspec.Struct, frozen=True, kw_only=True):
     absent: tuple[PodWiring, ...]
 
 
-def _pods(desired: Desired, observed: Observed) -> _Pods:
-    by_alias = {link.alias: link for link in observed.links if link.kind == "veth" and link.alias}
+def _pods(desired: Desired, observed: Observed, veths: Standing, guard: Guard) -> _Pods:
+    links_of = {pod.lease: ifindex for ifindex, pod in veths.pods.items()}
+    by_index = {link.ifindex: link for link in observed.links}
     by_dst = {route.dst: route for route in observed.routes if route.table == POD_TABLE}
     links: list[LinkSetting] = []
     routes: list[Route] = []
     absent: list[PodWiring] = []
     for pod in desired.pods:
-        link = by_alias.get(pod.alias)
-        if link is None:
+        ifindex = links_of.get(pod.lease)
+        if ifindex is None:
             absent.append(pod)
             continue
-        rp_filter = pod.rp_filter if link.rp_filter not in (-1, pod.rp_filter) else -1
-        if not link.is_up or rp_filter >= 0:
-            links.append(LinkSetting(ifindex=link.ifindex, alias=pod.alias, rp_filter=rp_filter))
-        route = Route(table=POD_TABLE, dst=host_cidr(pod.address), ifindex=link.ifindex)
+        setting = _setting(by_index[ifindex], pod)
+        if setting is not None:
+            links.append(setting)
+        route = Route(table=POD_TABLE, dst=host_cidr(pod.address), ifindex=ifindex)
         if by_dst.get(route.dst) != route:
             routes.append(route)
     # A route to an address with a lease stays, wherever it points: better than none until it is replaced.
-    kept = {host_cidr(pod.address) for pod in desired.pods}
+    kept = {pod.address for pod in desired.pods} | guard.addresses
     stale = tuple(
         RouteRemoval(table=POD_TABLE, dst=route.dst, ifindex=route.ifindex)
         for route in sorted(observed.routes)
-        if route.table == POD_TABLE and route.dst not in kept
+        if route.table == POD_TABLE and single(route.dst) not in kept
     )
     return _Pods(links=tuple(links), routes=tuple(routes), stale=stale, absent=tuple(absent))
+
+
+def _setting(link: LinkSeen, pod: PodWiring) -> LinkSetting | None:
+    """What a host veth lacks; ``None`` when it is as it should be."""
+    rp_filter = pod.rp_filter if link.rp_filter not in (-1, pod.rp_filter) else -1
+    if link.alias and link.is_up and rp_filter < 0:
+        return None
+    if link.alias:
+        return LinkSetting(ifindex=link.ifindex, alias=link.alias, rp_filter=rp_filter)
+    return LinkSetting(
+        ifindex=link.ifindex, alias="", ifname=link.ifname, new_alias=pod.alias, rp_filter=rp_filter
+    )
 
 
 def _enis(
@@ -215,10 +258,15 @@ def _connected_routes(
     return tuple(removals)
 
 
-def _stale_veths(desired: Desired, observed: Observed) -> tuple[VethRemoval, ...]:
-    kept = {pod.alias for pod in desired.pods}
-    links = [link for link in observed.links if link.alias not in kept]
-    return sweep_links(sorted(links, key=lambda link: link.ifindex)).veths_delete
+def _stale_veths(observed: Observed, veths: Standing) -> tuple[VethRemoval, ...]:
+    """Those of ended leases. A veth with our alias that the log does not know may be a living sandbox's."""
+    return tuple(
+        VethRemoval(ifindex=link.ifindex, alias=link.alias, ifname=link.ifname, mac=link.mac)
+        if not link.alias
+        else VethRemoval(ifindex=link.ifindex, alias=link.alias)
+        for link in sorted(observed.links, key=lambda link: link.ifindex)
+        if link.ifindex in veths.ended
+    )
 
 
 def _nft(desired: Desired, observed: Observed) -> NftTable | None:
@@ -229,23 +277,29 @@ def _nft(desired: Desired, observed: Observed) -> NftTable | None:
     return None if table.seen == observed.nft else table
 
 
-def wire(lease: LeaseWiring, enis: Sequence[EniWiring], settings: DatapathSettings) -> Difference:
+def wire(
+    lease: LeaseWiring, enis: Sequence[EniWiring], settings: DatapathSettings, *, as_original: bool = False
+) -> Difference:
     """Wire one sandbox; nothing else is looked at. Raises as ``pod_wiring``."""
     del enis  # where packets go is in the binding; other modes of routing will need the ENIs
-    return Difference(wire=(pod_wiring(lease, settings),))
+    return Difference(wire=(pod_wiring(lease, settings, as_original=as_original),))
 
 
 def unwire(lease: LeaseWiring) -> Difference:
-    """Take away a lease's host routes and from-rules. The veth stays: it dies with its namespace."""
-    addresses = [binding for binding in lease.bindings if binding.family == 4]
+    """Take away a lease's host routes and rules, also those of amazon-vpc-cni-k8s.
+
+    The veth stays: it dies with its namespace. Where its index is not known, a route in main may be that of
+    another sandbox, and is left to the next look at the whole.
+    """
+    addresses = [binding.address for binding in lease.bindings if binding.family == 4]
+    tables = (POD_TABLE, MAIN_TABLE) if lease.host_ifindex else (POD_TABLE,)
     return Difference(
         routes_delete=tuple(
-            RouteRemoval(table=POD_TABLE, dst=host_cidr(binding.address), ifindex=lease.host_ifindex)
-            for binding in addresses
+            RouteRemoval(table=table, dst=host_cidr(address), ifindex=lease.host_ifindex)
+            for address in addresses
+            for table in tables
         ),
-        rules_delete=tuple(
-            rule for binding in addresses for rule in from_rules(binding.address, binding.table)
-        ),
+        purge=tuple(addresses),
     )
 
 
@@ -255,23 +309,7 @@ def sweep(leases: Sequence[LeaseWiring], *, veth_prefix: str = "eni") -> Differe
     A lease without an index (its wiring was never written down) is looked for by name, and its veth deleted
     if it has its alias, or no alias yet and its MAC.
     """
-    removals: list[VethRemoval] = []
-    for lease in leases:
-        alias = lease.alias or alias_of(lease.key)
-        if lease.host_ifindex:
-            removals.append(VethRemoval(ifindex=lease.host_ifindex, alias=alias))
-            continue
-        ifname = lease.host_ifname or veth_name_of(veth_prefix, lease.key, lease.pod)
-        removals.append(VethRemoval(ifindex=0, alias=alias, ifname=ifname, mac=host_mac_of(lease.key)))
-    return Difference(veths_delete=tuple(removals))
-
-
-def is_removable(link: LinkSeen, removal: VethRemoval) -> bool:
-    """Whether the link that was found for a removal is the veth that is meant."""
-    if link.kind != "veth":
-        return False
-    is_half_made = not removal.ifindex and not link.alias and link.mac == removal.mac
-    return link.alias == removal.alias or is_half_made
+    return Difference(veths_delete=veth_removals(leases, veth_prefix))
 
 
 def sweep_links(links: Sequence[LinkSeen]) -> Difference:
@@ -285,9 +323,14 @@ def sweep_links(links: Sequence[LinkSeen]) -> Difference:
     )
 
 
-def probe(lease: LeaseWiring, settings: DatapathSettings) -> Difference:
-    """Look at one sandbox, in the node and inside its namespace; changes nothing."""
-    return Difference(probe=(pod_wiring(lease, settings),))
+def probe(lease: LeaseWiring, settings: DatapathSettings, *, as_original: bool = False) -> Difference:
+    """Look at one sandbox, in the node and inside its namespace; changes nothing.
+
+    Empty for a lease that cannot be wired here: nothing can be said of it.
+    """
+    if why_left_alone(lease):
+        return Difference()
+    return Difference(probe=(pod_wiring(lease, settings, as_original=as_original),))
 
 
 def setup_eni(eni: EniWiring, settings: DatapathSettings) -> Difference:

@@ -17,6 +17,8 @@ class LeaseWiring(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         host_ifname, host_ifindex, alias: The host veth, as far as the log knows it; empty (0) when the
             sandbox has not been wired yet.
+        host_mac, pod_mac: The MACs of both ends, as far as the log knows them.
+        is_found: Its interface was found on the node: somebody else made it, or a log that is lost knew it.
     """
 
     lease: LeaseId
@@ -27,6 +29,9 @@ class LeaseWiring(msgspec.Struct, frozen=True, kw_only=True):
     host_ifname: str = ""
     host_ifindex: int = 0
     alias: str = ""
+    host_mac: Mac = Mac("")
+    pod_mac: Mac = Mac("")
+    is_found: bool = False
 
 
 class EniWiring(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +151,31 @@ class NftSeen(msgspec.Struct, frozen=True, kw_only=True):
     elements: int = 0
 
 
+class FirewallPart(msgspec.Struct, frozen=True, kw_only=True):
+    """What one tool shows of the firewall of amazon-vpc-cni-k8s: all of it goes in one transaction.
+
+    Attributes:
+        tool: ``iptables-nft``, ``iptables-legacy`` or ``nft``.
+        lines: For the iptables tools: each chain and rule as ``-t <table> -N …`` or ``-t <table> -A …``, in the
+            order in which they would be made. For ``nft``: the whole table as ``nft list`` prints it.
+    """
+
+    tool: str
+    lines: tuple[str, ...]
+
+
+class FirewallSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """The firewall of amazon-vpc-cni-k8s, as far as it can be read.
+
+    Attributes:
+        parts: Empty when nothing of it stands.
+        problems: Why a part of it may stand unseen, or cannot be removed, one sentence each.
+    """
+
+    parts: tuple[FirewallPart, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
 class NftTable(msgspec.Struct, frozen=True, kw_only=True):
     """The nft table to be. An empty ``text`` means that there is to be none."""
 
@@ -162,8 +192,13 @@ class PodWiring(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         ifname: Name of the interface inside the pod.
+        host_mac, pod_mac: Of a new interface. One that stands keeps its own.
+        mtu: Of a new interface; ``is_found`` keeps its own.
         table: Where packets from the pod are routed by.
         rp_filter: For the host veth; -1 leaves it alone.
+        host_ifindex: 0 when nobody wrote it down.
+        is_found: As in :class:`LeaseWiring`: what it has is left as it is.
+        as_original: Wire it for amazon-vpc-cni-k8s, too: a host route in main, and a rule that leads to it.
     """
 
     lease: LeaseId
@@ -179,6 +214,8 @@ class PodWiring(msgspec.Struct, frozen=True, kw_only=True):
     table: int
     rp_filter: int = -1
     host_ifindex: int = 0
+    is_found: bool = False
+    as_original: bool = False
 
 
 class EniSetup(msgspec.Struct, frozen=True, kw_only=True):
@@ -226,7 +263,12 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         nft: ``None`` when it cannot be told yet (no VPC CIDR or no primary ENI known): then the table is
             left as it is.
-        subnets: Where a rule's source must lie for the rule to be ours to delete.
+        subnets: Where the address of a rule or host route must lie for it to be ours to delete.
+        ended: Host veths of leases that have ended, and that may still stand.
+        left_alone: Addresses of open leases that cannot be wired here: whatever serves them stays.
+        notes: Why, one sentence for each of them that is not a mere hold.
+        as_original: Each pod is wired for amazon-vpc-cni-k8s, too (the node is being handed back), and nothing
+            of its own is removed.
     """
 
     pods: tuple[PodWiring, ...]
@@ -236,6 +278,11 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True):
     subnets: tuple[Cidr, ...]
     primary_mac: str = ""
     ip_forward: bool = True
+    veth_prefix: str = "eni"
+    ended: tuple[VethRemoval, ...] = ()
+    left_alone: tuple[Address, ...] = ()
+    notes: tuple[str, ...] = ()
+    as_original: bool = False
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
@@ -252,6 +299,7 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     rules: tuple[Rule, ...] = ()
     nft: NftSeen = NftSeen()
     ip_forward: bool | None = None
+    firewall: FirewallSeen = FirewallSeen()
 
 
 class LinkChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,6 +307,18 @@ class LinkChange(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: Literal["added", "changed", "removed"]
     link: LinkSeen
+
+
+class PathChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A policy rule, or a host route of main or of the pod table, appeared or vanished.
+
+    Attributes:
+        rule, route: One of both; neither when the kernel had to drop changes: anything may have happened.
+    """
+
+    is_removed: bool = False
+    rule: Rule | None = None
+    route: Route | None = None
 
 
 # --- what to do, and what came of it ------------------------------------------------------------------
@@ -273,11 +333,26 @@ class EniLink(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LinkSetting(msgspec.Struct, frozen=True, kw_only=True):
-    """A host veth of ours that must be up, with this ``rp_filter`` (-1 leaves it alone)."""
+    """A host veth that must be up, with this ``rp_filter`` (-1 leaves it alone).
+
+    Attributes:
+        alias: What it must have now; else it is another one by now, and left alone.
+        ifname: Where it has no alias yet: what it must be called instead.
+        new_alias: What it gets; ``None`` leaves its alias as it is.
+    """
 
     ifindex: int
     alias: str
     rp_filter: int = -1
+    ifname: str = ""
+    new_alias: str | None = None
+
+
+class OriginalPath(msgspec.Struct, frozen=True, kw_only=True):
+    """How amazon-vpc-cni-k8s leads packets to a pod: a host route in main, and a rule that leads there."""
+
+    address: Address
+    ifindex: int
 
 
 class VethRemoval(msgspec.Struct, frozen=True, kw_only=True):
@@ -285,7 +360,8 @@ class VethRemoval(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         ifindex: 0 when nobody wrote it down (the agent died while it wired): then ``ifname`` finds it.
-        mac: Tells a veth that has no alias yet as this sandbox's; only looked at together with ``ifname``.
+        ifname, mac: Tell a veth that has no alias (yet) as this sandbox's: it must have both, besides the
+            index where that is known.
     """
 
     ifindex: int
@@ -307,6 +383,11 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         wire: Sandboxes to wire, each all or nothing.
+        original_add: Paths of amazon-vpc-cni-k8s to make besides ours, each route before rule.
+        purge: Addresses that no pod has any more: their from-rules go whatever their table, and so does the rule
+            by which amazon-vpc-cni-k8s led to them.
+        foreign_rules, foreign_routes, firewall: What amazon-vpc-cni-k8s left, in this order; only if everything
+            before succeeded. What cannot be removed is noted.
         probe: Sandboxes to look at (CHECK, the lease sweep); changes nothing.
         absent: Leases whose host veth is not there; told, not done (the lease sweep decides).
         enis_ready, enis_missing: ENIs that need nothing, and ENIs without a link; told, not done.
@@ -320,9 +401,14 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     routes_set: tuple[Route, ...] = ()
     wire: tuple[PodWiring, ...] = ()
     nft: NftTable | None = None
+    original_add: tuple[OriginalPath, ...] = ()
     routes_delete: tuple[RouteRemoval, ...] = ()
     rules_delete: tuple[Rule, ...] = ()
+    purge: tuple[Address, ...] = ()
     veths_delete: tuple[VethRemoval, ...] = ()
+    foreign_rules: tuple[Rule, ...] = ()
+    foreign_routes: tuple[Route, ...] = ()
+    firewall: tuple[FirewallPart, ...] = ()
     probe: tuple[PodWiring, ...] = ()
     absent: tuple[LeaseId, ...] = ()
     enis_ready: tuple[EniLink, ...] = ()
@@ -339,9 +425,14 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
             or self.routes_set
             or self.wire
             or self.nft is not None
+            or self.original_add
             or self.routes_delete
             or self.rules_delete
+            or self.purge
             or self.veths_delete
+            or self.foreign_rules
+            or self.foreign_routes
+            or self.firewall
         )
 
 
@@ -370,6 +461,13 @@ class Probed(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...] = ()
 
 
+class RemovedObject(msgspec.Struct, frozen=True, kw_only=True):
+    """Something of amazon-vpc-cni-k8s that was removed: its kind, and how its own tool prints it."""
+
+    kind: Literal["rule", "route", "iptables", "nftables"]
+    text: str
+
+
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a difference.
 
@@ -377,6 +475,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
         enis: Each ENI that is set up now, with the name and index of its link.
         missing_links: ENIs of the difference that have no link (yet).
         removed_veths: The given indexes whose veths are gone now, whoever removed them.
+        removed: What of amazon-vpc-cni-k8s was there and is no more, each once.
         notes: What could not be done and does not matter enough to fail, one sentence each.
     """
 
@@ -385,4 +484,5 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     missing_links: tuple[EniId, ...] = ()
     probed: dict[LeaseId, Probed] = {}
     removed_veths: tuple[int, ...] = ()
+    removed: tuple[RemovedObject, ...] = ()
     notes: tuple[str, ...] = ()
