@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from vpccni.datapath.objects import Applied, Difference, LinkChange, Observed
+from vpccni.datapath.objects import Applied, Difference, LinkChange, Observed, PathChange
 from vpccni.events.codec import Record
 from vpccni.evidence import CacheEvidence, CheckpointFile, KernelEvidence, PodSeen
 from vpccni.model import (
@@ -299,7 +299,8 @@ class Kernel(Protocol):
 
     Raises from ``observe`` and ``apply``:
         PermanentError: ``kernel_refused``, ``netns_gone``, ``interface_exists``; everything that the
-            failed sandbox's wiring had done before is undone, what other parts of the difference did stays.
+            failed sandbox's wiring had done before is undone, what other parts of the difference did stays, and
+            nothing of amazon-vpc-cni-k8s (``foreign_rules``, ``foreign_routes``, ``firewall``) was removed.
     """
 
     async def observe(self) -> Observed:
@@ -321,6 +322,12 @@ class Kernel(Protocol):
 
     def link_changes(self) -> AsyncIterator[LinkChange]:
         """Links that appear, change or vanish, as the kernel tells."""
+
+    def path_changes(self) -> AsyncIterator[PathChange]:
+        """Policy rules, and host routes of main and of the pod table, that appear or vanish; ours, too.
+
+        A change without rule and route tells that some were lost: anything may have happened.
+        """
 
     async def close(self) -> None:
         """Release sockets and threads. Idempotent."""

@@ -199,11 +199,12 @@ async def test_other_peoples_tables_survive_a_reload(world):
 async def test_the_loop_goes_on_while_the_kernel_works(world):
     """A veth's deletion takes the kernel 10 ms and more; the loop must not notice."""
     kernel = await world.open()
-    for number in range(5):
-        await kernel.apply(wire(lease(number, netns=world.add_netns()), [], SETTINGS))
+    leases = [lease(number, netns=world.add_netns()) for number in range(5)]
+    for one in leases:
+        await kernel.apply(wire(one, [], SETTINGS))
     turns = 0
     async with asyncio.TaskGroup() as group:
-        stale = difference(desired([], [], SETTINGS, ()), await kernel.observe())
+        stale = difference(desired([], [], SETTINGS, (), ended=leases), await kernel.observe())
         assert len(stale.veths_delete) == 5
         task = group.create_task(kernel.apply(stale))
         while not task.done():

@@ -21,25 +21,25 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from typing import Final, Self, TypeVar
 
-from vpccni.adapters import kernel_links, kernel_node, kernel_survey, nftables
+from vpccni.adapters import kernel_apply, kernel_links, kernel_node, kernel_paths, kernel_survey, nftables
+from vpccni.adapters.kernel_apply import Outcome
+from vpccni.adapters.kernel_firewall import OriginalFirewall
 from vpccni.adapters.kernel_netns import OWN_NETNS, setns
 from vpccni.adapters.kernel_survey import Places
-from vpccni.adapters.kernel_wiring import Fault, SandboxWirer, add_rule, delete_route, delete_rule
+from vpccni.adapters.kernel_wiring import Fault, SandboxWirer
 from vpccni.adapters.netlink import NetlinkSocket
-from vpccni.adapters.netlink_route import RTM_NEWROUTE, SET, route
 from vpccni.datapath.objects import (
     Applied,
     Difference,
     LinkChange,
     LinkSeen,
     Observed,
+    PathChange,
     PodWiring,
-    Probed,
     SandboxSeen,
 )
 from vpccni.errors import PermanentError, Reason, VpccniError
 from vpccni.evidence import KernelEvidence
-from vpccni.model import EniId, LeaseId
 
 _WIRERS: Final = 3
 """The kernel's lock serialises most of the work: 110 sandboxes at once take 107 ms with one thread, 103 with
@@ -51,6 +51,7 @@ _VETHS_AT_ONCE: Final = 32
 _PLACES: Final = Places()
 
 T = TypeVar("T")
+Work = Callable[[NetlinkSocket, Difference, Outcome], None]
 
 
 class NetlinkKernel:
@@ -60,6 +61,7 @@ class NetlinkKernel:
         self._home = home
         self._fault = fault
         self._places = places
+        self._firewall = OriginalFirewall()
         self._own = threading.local()
         self._sockets: list[NetlinkSocket] = []
         self._sockets_lock = threading.Lock()
@@ -123,7 +125,7 @@ class NetlinkKernel:
 
     def _observe(self) -> Observed:
         try:
-            return kernel_node.observe(self._host, nftables.read())
+            return kernel_node.observe(self._host, nftables.read(), self._firewall.read())
         except OSError as error:
             raise kernel_node.as_error("observe", error) from error
 
@@ -145,75 +147,48 @@ class NetlinkKernel:
         """Bring the kernel nearer to what is desired; see the port.
 
         The parts are done in the order of the fields of :class:`Difference`. One that fails does not keep
-        the others from being done; the first error is raised at the end.
+        the others from being done, but for those of amazon-vpc-cni-k8s, which serve as long as ours do not; the
+        first error is raised at the end.
 
         Raises:
             PermanentError: ``kernel_refused``, ``netns_gone``, ``interface_exists``.
         """
-        outcome = _Outcome(difference)
-        if _has_node_part(difference):
-            await self._finish(self._caretaker.submit(self._apply_node, difference, outcome))
+        outcome = Outcome(difference)
+        if kernel_apply.has_node_part(difference):
+            await self._caretake(kernel_apply.apply_node, difference, outcome)
         if difference.wire:
             await self._wire_all(difference.wire, outcome)
         if difference.nft is not None:
             load = functools.partial(nftables.load, difference.nft)
             await self._finish(self._caretaker.submit(outcome.attempt, "nft", load))
-        if difference.routes_delete or difference.rules_delete:
-            await self._finish(self._wirers.submit(self._apply_deletions, difference, outcome))
+        if difference.original_add:
+            await self._caretake(kernel_apply.add_paths_of_original, difference, outcome)
+        if difference.routes_delete or difference.rules_delete or difference.purge:
+            job = self._wirers.submit(self._on_thread, kernel_apply.apply_deletions, difference, outcome)
+            await self._finish(job)
         if difference.veths_delete:
-            await self._finish(self._caretaker.submit(self._remove_veths, difference, outcome))
+            await self._caretake(kernel_apply.remove_veths, difference, outcome)
+        if not outcome.errors and (
+            difference.foreign_rules or difference.foreign_routes or difference.firewall
+        ):
+            await self._caretake(self._remove_foreign, difference, outcome)
         if difference.probe:
             await self._finish(self._wirers.submit(self._probe_all, difference.probe, outcome))
         return outcome.applied()
 
+    async def _caretake(self, work: Work, difference: Difference, outcome: Outcome) -> None:
+        await self._finish(self._caretaker.submit(self._on_thread, work, difference, outcome))
+
     # --- on the threads -------------------------------------------------------------------------------
 
-    def _apply_node(self, difference: Difference, outcome: _Outcome) -> None:
-        host = self._host
-        if difference.ip_forward:
-            outcome.note(kernel_node.enable_forwarding())
-        for setup in difference.enis:
-            done = outcome.attempt(f"eni {setup.eni}", functools.partial(kernel_node.set_up_eni, host, setup))
-            if done is None:
-                continue
-            link, note = done
-            outcome.note(note)
-            if link is None:
-                outcome.missing_links.append(setup.eni)
-            else:
-                outcome.enis[setup.eni] = (link.ifname, link.ifindex)
-        for setting in difference.links_set:
-            outcome.attempt("host_link", functools.partial(kernel_node.set_link, host, setting))
-        for rule in difference.rules_add:
-            outcome.attempt(f"rule {rule.priority}", functools.partial(add_rule, host, rule))
-        for entry in difference.routes_set:
-            body = route(entry)
-            outcome.attempt("host_route", functools.partial(host.change, RTM_NEWROUTE, SET, body))
+    def _on_thread(self, work: Work, difference: Difference, outcome: Outcome) -> None:
+        work(self._host, difference, outcome)
 
-    def _apply_deletions(self, difference: Difference, outcome: _Outcome) -> None:
-        host = self._host
-        for removal in difference.routes_delete:
-            delete = functools.partial(delete_route, host, removal.table, removal.dst, removal.ifindex)
-            outcome.attempt("route", delete)
-        for rule in difference.rules_delete:
-            outcome.attempt(f"rule {rule.priority}", functools.partial(delete_rule, host, rule))
+    def _remove_foreign(self, host: NetlinkSocket, difference: Difference, outcome: Outcome) -> None:
+        kernel_apply.remove_foreign(host, self._firewall, difference, outcome)
 
-    def _remove_veths(self, difference: Difference, outcome: _Outcome) -> None:
-        removals = difference.veths_delete
-        before = len(outcome.errors)
-        for first in range(0, len(removals), _VETHS_AT_ONCE):
-            some = removals[first : first + _VETHS_AT_ONCE]
-            outcome.attempt("veth", functools.partial(kernel_node.remove_veths, self._host, some))
-        if len(outcome.errors) == before:
-            outcome.removed_veths.extend(removal.ifindex for removal in removals if removal.ifindex)
-
-    def _probe_all(self, pods: tuple[PodWiring, ...], outcome: _Outcome) -> None:
-        for pod in pods:
-            found = outcome.attempt(
-                "probe", functools.partial(kernel_node.probe, self._host, self._home, pod)
-            )
-            if found is not None:
-                outcome.probed[pod.lease] = found
+    def _probe_all(self, pods: tuple[PodWiring, ...], outcome: Outcome) -> None:
+        kernel_apply.probe_all(self._host, self._home, pods, outcome)
 
     def _wire(self, pod: PodWiring) -> tuple[SandboxSeen, SandboxWirer]:
         wirer = SandboxWirer(pod, self._host, self._home, self._fault)
@@ -224,7 +199,7 @@ class NetlinkKernel:
 
     # --- from the loop --------------------------------------------------------------------------------
 
-    async def _wire_all(self, pods: tuple[PodWiring, ...], outcome: _Outcome) -> None:
+    async def _wire_all(self, pods: tuple[PodWiring, ...], outcome: Outcome) -> None:
         jobs = [(pod, self._wirers.submit(self._wire, pod)) for pod in pods]
         wired: list[SandboxWirer] = []
         is_cancelled = False
@@ -233,6 +208,7 @@ class NetlinkKernel:
                 seen, wirer = await self._finish(job)
                 wired.append(wirer)
                 outcome.sandboxes[pod.lease] = seen
+                outcome.removed += wirer.removed
             except VpccniError as error:
                 outcome.errors.append(error)
             except asyncio.CancelledError:
@@ -262,6 +238,13 @@ class NetlinkKernel:
             async for change in told:
                 yield change
 
+    async def path_changes(self) -> AsyncIterator[PathChange]:
+        """Rules, and host routes of main and of the pod table, that appear or vanish; see the port."""
+        listener = await self._finish(self._caretaker.submit(kernel_paths.subscribe))
+        async with contextlib.aclosing(kernel_paths.changes(listener)) as told:
+            async for change in told:
+                yield change
+
     async def _links(self) -> list[LinkSeen]:
         return await self._finish(self._caretaker.submit(lambda: kernel_node.links(self._host)))
 
@@ -280,62 +263,6 @@ class NetlinkKernel:
         for each in self._sockets:
             each.close()
         os.close(self._home)
-
-
-class _Outcome:
-    """What came of a difference, while it is being applied."""
-
-    def __init__(self, difference: Difference) -> None:
-        self.sandboxes: dict[LeaseId, SandboxSeen] = {}
-        self.enis: dict[EniId, tuple[str, int]] = {
-            link.eni: (link.ifname, link.ifindex) for link in difference.enis_ready
-        }
-        self.missing_links: list[EniId] = list(difference.enis_missing)
-        self.probed: dict[LeaseId, Probed] = {}
-        self.removed_veths: list[int] = []
-        self.errors: list[VpccniError] = []
-        self._notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        if text:
-            self._notes.append(text)
-
-    def attempt(self, step: str, action: Callable[[], T]) -> T | None:
-        """Do a part; keep its error for the end."""
-        try:
-            return action()
-        except VpccniError as error:
-            self.errors.append(error)
-        except OSError as error:
-            self.errors.append(kernel_node.as_error(step, error))
-        return None
-
-    def applied(self) -> Applied:
-        """The outcome; raises the first error, with the number of further ones."""
-        if self.errors:
-            first = self.errors[0]
-            if len(self.errors) == 1:
-                raise first
-            detail = f"{first.detail} (and {len(self.errors) - 1} more)"
-            raise PermanentError(first.reason, detail) from first
-        return Applied(
-            sandboxes=self.sandboxes,
-            enis=self.enis,
-            missing_links=tuple(self.missing_links),
-            probed=self.probed,
-            removed_veths=tuple(self.removed_veths),
-            notes=tuple(self._notes),
-        )
-
-
-def _has_node_part(difference: Difference) -> bool:
-    return bool(
-        difference.ip_forward
-        or difference.enis
-        or difference.links_set
-        or difference.rules_add
-        or difference.routes_set
-    )
 
 
 async def _settled(job: Future[T]) -> None:

@@ -9,30 +9,40 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Final
 
 from vpccni.adapters import netlink_route as messages
 from vpccni.adapters.kernel_netns import opened, socket_in
-from vpccni.adapters.kernel_wiring import delete_route, ignoring_absent
+from vpccni.adapters.kernel_wiring import add_rule, delete_route, ignoring_absent
 from vpccni.adapters.netlink import NetlinkError, NetlinkSocket
-from vpccni.datapath.desired import from_rules
-from vpccni.datapath.difference import DEFAULT_DST, eni_routes, find_link, is_removable
+from vpccni.datapath.convert import (
+    host_route,
+    is_meant,
+    is_removable,
+    is_sandbox_veth,
+    rule_problems,
+    to_rule,
+)
+from vpccni.datapath.difference import DEFAULT_DST, eni_routes, find_link
 from vpccni.datapath.numbers import POD_TABLE, is_eni_table
 from vpccni.datapath.objects import (
     EniSetup,
+    FirewallSeen,
     LinkSeen,
     LinkSetting,
     NftSeen,
     Observed,
+    OriginalPath,
     PodWiring,
     Probed,
     Route,
+    Rule,
     VethRemoval,
 )
 from vpccni.errors import PermanentError, Reason
-from vpccni.model import MAIN_TABLE, host_cidr
+from vpccni.model import MAIN_TABLE, Address, host_cidr
 
 IP_FORWARD: Final = Path("/proc/sys/net/ipv4/ip_forward")
 """Of the namespace of the thread that opens it."""
@@ -41,21 +51,31 @@ _GROUP_FIRST: Final = 1 << 30
 """Link groups are numbered by people, from 0; ours is random, above what people choose."""
 
 
-def observe(host: NetlinkSocket, nft: NftSeen) -> Observed:
-    """Dump links, addresses, routes and rules, and put them beside what is known of the nft table."""
+def observe(host: NetlinkSocket, nft: NftSeen, firewall: FirewallSeen) -> Observed:
+    """Dump rules, routes, addresses and links, and put them beside what is known of the firewall.
+
+    In this order: a pod's rule is made after its route, and its route after its link. So what belongs to a rule
+    that is seen is seen, too, unless it has gone.
+    """
+    rules = rules_of(host)
     routes = [
         messages.parse_route(payload) for payload in host.dump(messages.RTM_GETROUTE, messages.all_routes())
     ]
-    rules = host.dump(messages.RTM_GETRULE, messages.all_rules())
     addresses = host.dump(messages.RTM_GETADDR, messages.all_addresses())
     return Observed(
         links=tuple(links(host)),
         addresses=tuple(messages.parse_address(payload) for payload in addresses),
         routes=tuple(route for route in routes if route is not None and _concerns_us(route)),
-        rules=tuple(messages.parse_rule(payload) for payload in rules),
+        rules=tuple(rules),
         nft=nft,
         ip_forward=_ip_forward(),
+        firewall=firewall,
     )
+
+
+def rules_of(host: NetlinkSocket) -> list[Rule]:
+    """All rules, in the order in which the kernel asks them."""
+    return [messages.parse_rule(payload) for payload in host.dump(messages.RTM_GETRULE, messages.all_rules())]
 
 
 def links(host: NetlinkSocket) -> list[LinkSeen]:
@@ -131,11 +151,20 @@ def _address_eni(host: NetlinkSocket, setup: EniSetup, ifindex: int) -> None:
 
 
 def set_link(host: NetlinkSocket, setting: LinkSetting) -> None:
-    """Bring a host veth of ours into shape; one that is gone or another's by now is left alone."""
+    """Bring a host veth into shape; one that is gone or another's by now is left alone."""
     link = link_of(host, setting.ifindex)
-    if link is not None and link.alias == setting.alias:
-        body = messages.link_settings(setting.ifindex, up=True, rp_filter=setting.rp_filter)
+    if link is not None and is_meant(link, setting):
+        body = messages.link_settings(
+            setting.ifindex, up=True, alias=setting.new_alias, rp_filter=setting.rp_filter
+        )
         host.change(messages.RTM_SETLINK, 0, body)
+
+
+def add_path_of_original(host: NetlinkSocket, path: OriginalPath) -> None:
+    """The original's host route and then the rule that leads to it: the rule alone would lead elsewhere."""
+    body = messages.route(host_route(path.address, path.ifindex))
+    host.change(messages.RTM_NEWROUTE, messages.SET, body)
+    add_rule(host, to_rule(path.address))
 
 
 def remove_veths(host: NetlinkSocket, removals: Sequence[VethRemoval]) -> None:
@@ -176,18 +205,19 @@ def link_of(host: NetlinkSocket, ifindex: int = 0, ifname: str = "") -> LinkSeen
 # --- looking at one sandbox ---------------------------------------------------------------------------
 
 
-def probe(host: NetlinkSocket, home: int, pod: PodWiring) -> Probed:
+def probe(host: NetlinkSocket, home: int, pod: PodWiring, rules: Mapping[Address, Set[Rule]]) -> Probed:
     """What is there of a sandbox, and what is missing; nothing is changed.
 
-    What other plugins of the chain may change (MTU, further addresses and routes) is not looked at.
+    What other plugins of the chain may change (MTU, further addresses and routes) is not looked at. ``rules`` are
+    the node's, by :func:`vpccni.datapath.convert.rules_by_address`.
     """
     problems: list[str] = []
-    link = link_of(host, ifname=pod.host_ifname)
-    if link is None or link.alias != pod.alias:
+    link = _host_link_of(host, pod)
+    if link is None:
         problems.append(f"the node has no interface {pod.host_ifname} of this sandbox")
-        link = None
     else:
         problems.extend(_host_problems(host, pod, link))
+        problems.extend(rule_problems(pod, rules.get(pod.address, set())))
     inode = 0
     try:
         with opened(pod.netns, home=home) as netns:
@@ -204,6 +234,11 @@ def probe(host: NetlinkSocket, home: int, pod: PodWiring) -> Probed:
     )
 
 
+def _host_link_of(host: NetlinkSocket, pod: PodWiring) -> LinkSeen | None:
+    link = link_of(host, ifname=pod.host_ifname)
+    return link if link is not None and is_sandbox_veth(link, pod) else None
+
+
 def _host_problems(host: NetlinkSocket, pod: PodWiring, link: LinkSeen) -> list[str]:
     problems = []
     if not link.is_up:
@@ -213,16 +248,11 @@ def _host_problems(host: NetlinkSocket, pod: PodWiring, link: LinkSeen) -> list[
         route = messages.parse_route(found)
     except NetlinkError:
         route = None
-    if route != Route(table=POD_TABLE, dst=host_cidr(pod.address), ifindex=link.ifindex):
+    wanted = [Route(table=POD_TABLE, dst=host_cidr(pod.address), ifindex=link.ifindex)]
+    # While the node is handed back, whichever of both rules is older leads.
+    wanted += [host_route(pod.address, link.ifindex)] if pod.as_original else []
+    if route not in wanted:
         problems.append(f"packets to {pod.address} are not routed to {link.ifname} by table {POD_TABLE}")
-    wanted = from_rules(pod.address, pod.table)
-    if wanted:
-        rules = [messages.parse_rule(item) for item in host.dump(messages.RTM_GETRULE, messages.all_rules())]
-        problems.extend(
-            f"there is no rule from {pod.address} to table {pod.table}"
-            for rule in wanted
-            if rule not in rules
-        )
     return problems
 
 

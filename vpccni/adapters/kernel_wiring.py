@@ -22,17 +22,18 @@ from typing import Final
 from vpccni.adapters import netlink_route as messages
 from vpccni.adapters.kernel_netns import opened, socket_in
 from vpccni.adapters.netlink import NetlinkError, NetlinkSocket
+from vpccni.datapath.convert import host_route, is_sandbox_veth, is_standing_right, to_rule, told_rule
 from vpccni.datapath.desired import from_rules
 from vpccni.datapath.difference import DEFAULT_DST
 from vpccni.datapath.names import is_our_alias
 from vpccni.datapath.numbers import POD_TABLE, PRIORITY_FROM_POD
-from vpccni.datapath.objects import LinkSeen, PodWiring, Route, Rule, SandboxSeen
+from vpccni.datapath.objects import LinkSeen, PodWiring, RemovedObject, Route, Rule, SandboxSeen
 from vpccni.errors import PermanentError, Reason
-from vpccni.model import MAIN_TABLE, host_cidr
+from vpccni.model import MAIN_TABLE, Address, host_cidr
 
 Fault = Callable[[str], None]
 """Called with the name of each step before it is done; raises ``OSError`` to make it fail (tests)."""
-Undo = Callable[[], None]
+Undo = Callable[[], object]
 
 STEPS: Final = (
     "open_netns",
@@ -50,6 +51,9 @@ STEPS: Final = (
     "done",
 )
 """The steps of wiring a new sandbox on a secondary ENI, in order; ``done`` does nothing."""
+STEPS_OF_ORIGINAL: Final = ("original_route", "original_rule")
+"""Before ``done``, while the node is handed back: a host route in main, then the rule that leads to it."""
+ALL_STEPS: Final = (*STEPS[:-1], *STEPS_OF_ORIGINAL, STEPS[-1])
 
 _GONE: Final = frozenset({errno.ENODEV, errno.ESRCH, errno.ENOENT})
 _STALE_RULES_MAX: Final = 16
@@ -61,6 +65,7 @@ class SandboxWirer:
 
     Attributes:
         journal: Undo actions of what was done so far, oldest first.
+        removed: What of amazon-vpc-cni-k8s was in the way.
     """
 
     def __init__(self, pod: PodWiring, host: NetlinkSocket, home: int, fault: Fault | None) -> None:
@@ -69,6 +74,7 @@ class SandboxWirer:
         self._home = home
         self._fault = fault
         self.journal: list[tuple[str, Undo]] = []
+        self.removed: list[RemovedObject] = []
 
     def wire(self) -> SandboxSeen:
         """Do all steps.
@@ -119,34 +125,38 @@ class SandboxWirer:
             with self._step("enter_netns"):
                 inside = socket_in(netns, home=self._home)
             try:
-                is_new = self._veth(inside)
+                standing = self._veth(inside)
                 with self._step("find_link"):
                     found = inside.get(messages.RTM_GETLINK, messages.one_link(ifname=pod.ifname))
                 pod_index, host_index = messages.parse_ends(found)
-                if is_new:
+                if standing is None:
                     # Both ends and everything on them go with one of them; known by index only from here.
                     self.journal[-1] = ("create_veth", partial(self._delete_host_link, host_index))
                 else:
                     self._link_again(inside, pod_index)
+                host_mac = standing.mac if standing is not None else pod.host_mac
                 self._host_link(host_index)
-                self._inside(inside, pod_index)
+                self._inside(inside, pod_index, host_mac)
             finally:
                 inside.close()
-            self._from_rule(is_new=is_new)
+            self._rules(is_new=standing is None)
             self._host_route(host_index)
+            self._path_of_original(host_index)
+            with self._step("done"):
+                pass
             return SandboxSeen(
                 host_ifname=pod.host_ifname,
                 host_ifindex=host_index,
-                host_mac=pod.host_mac,
-                pod_mac=pod.pod_mac,
+                host_mac=host_mac,
+                pod_mac=messages.parse_link(found).mac if standing is not None else pod.pod_mac,
                 alias=pod.alias,
                 netns_inode=os.fstat(netns).st_ino,
             )
 
     # --- the veth -------------------------------------------------------------------------------------
 
-    def _veth(self, inside: NetlinkSocket) -> bool:
-        """Make the veth, or find ours standing. Returns whether it is new."""
+    def _veth(self, inside: NetlinkSocket) -> LinkSeen | None:
+        """Make the veth, or find the sandbox's own standing: then its host end, else ``None``."""
         pod = self._pod
         body = messages.new_veth(
             ifname=pod.ifname,
@@ -159,12 +169,13 @@ class SandboxWirer:
         )
         with self._step("create_veth"):
             if not self._try_create(inside, body):
-                if self._is_standing(inside):
-                    return False
+                standing = self._standing(inside)
+                if standing is not None:
+                    return standing
                 if not self._try_create(inside, body):
                     raise NetlinkError(errno.EEXIST, f"{pod.host_ifname} came back while it was replaced")
         self.journal.append(("create_veth", self._delete_by_name))
-        return True
+        return None
 
     def _try_create(self, inside: NetlinkSocket, body: bytes) -> bool:
         try:
@@ -175,8 +186,8 @@ class SandboxWirer:
             return False
         return True
 
-    def _is_standing(self, inside: NetlinkSocket) -> bool:
-        """Look at what is in the way: ours as it should be (true), ours to be replaced (deleted, false).
+    def _standing(self, inside: NetlinkSocket) -> LinkSeen | None:
+        """Look at what is in the way: ours as it should be (its host end), ours to be replaced (deleted).
 
         Raises:
             PermanentError: It is not ours.
@@ -188,42 +199,38 @@ class SandboxWirer:
         if within is not None and (outside is None or outside.ifindex != within.peer):
             peer = _find(self._host, ifindex=within.peer) if within.kind == "veth" and within.peer else None
         if within is not None:
-            if peer is None or peer.peer != within.ifindex or not self._is_ours(peer):
+            if peer is None or peer.peer != within.ifindex or not is_sandbox_veth(peer, pod):
                 raise PermanentError(
                     Reason.INTERFACE_EXISTS, f"create_veth: {pod.ifname} ({within.kind}, {within.mac})"
                 )
-            if peer is outside and self._is_right(inside, within):
-                return True
+            if peer is outside and self._is_right(inside, within, peer):
+                return peer
             self._delete_host_link(peer.ifindex)
             if peer is outside:
-                return False
+                return None
         if outside is not None:
-            if not self._is_ours(outside) and not is_our_alias(outside.alias):
+            if not is_sandbox_veth(outside, pod) and not is_our_alias(outside.alias):
                 raise PermanentError(
                     Reason.KERNEL_REFUSED,
                     f"create_veth: the node's {outside.ifname} is in the way and not ours "
                     f"(index {outside.ifindex}, alias {outside.alias!r})",
                 )
             self._delete_host_link(outside.ifindex)
-        return False
+        return None
 
-    def _is_ours(self, link: LinkSeen) -> bool:
-        """Whether it is this sandbox's: by its alias, or, when we died before setting that, by its MAC."""
-        return link.alias == self._pod.alias or (not link.alias and link.mac == self._pod.host_mac)
-
-    def _is_right(self, inside: NetlinkSocket, link: LinkSeen) -> bool:
+    def _is_right(self, inside: NetlinkSocket, link: LinkSeen, host_link: LinkSeen) -> bool:
         """Whether a standing interface is for the same address; another lease's is not worth mending."""
         found = inside.dump(messages.RTM_GETADDR, messages.all_addresses())
         addresses = [messages.parse_address(payload) for payload in found]
         held = {(seen.address, seen.prefix_length) for seen in addresses if seen.ifindex == link.ifindex}
-        return link.mac == self._pod.pod_mac and held <= {(self._pod.address, 32)}
+        return is_standing_right(host_link, link.mac, self._pod) and held <= {(self._pod.address, 32)}
 
     def _delete_host_link(self, ifindex: int) -> None:
         self._host.change(messages.RTM_DELLINK, 0, messages.link_index(ifindex))
 
     def _delete_by_name(self) -> None:
         link = _find(self._host, ifname=self._pod.host_ifname)
-        if link is not None and self._is_ours(link):
+        if link is not None and is_sandbox_veth(link, self._pod):
             self._delete_host_link(link.ifindex)
 
     # --- what is on it --------------------------------------------------------------------------------
@@ -235,12 +242,12 @@ class SandboxWirer:
             self._host.change(messages.RTM_SETLINK, 0, body)
 
     def _link_again(self, inside: NetlinkSocket, ifindex: int) -> None:
-        """What a new veth gets by the message that makes it."""
+        """What a new veth gets by the message that makes it. One that was found keeps its MTU."""
         with self._step("pod_link"):
-            body = messages.link_settings(ifindex, up=True, mtu=self._pod.mtu)
+            body = messages.link_settings(ifindex, up=True, mtu=0 if self._pod.is_found else self._pod.mtu)
             inside.change(messages.RTM_SETLINK, 0, body)
 
-    def _inside(self, inside: NetlinkSocket, ifindex: int) -> None:
+    def _inside(self, inside: NetlinkSocket, ifindex: int, host_mac: str) -> None:
         """Address, routes and neighbour of the pod; they die with the link and need no journal."""
         pod = self._pod
         with self._step("pod_address"):
@@ -252,11 +259,11 @@ class SandboxWirer:
         with self._step("pod_default_route"):
             inside.change(messages.RTM_NEWROUTE, messages.SET, messages.route(default))
         with self._step("pod_neighbour"):
-            body = messages.new_neighbour(ifindex, pod.gateway, pod.host_mac)
+            body = messages.new_neighbour(ifindex, pod.gateway, host_mac)
             inside.change(messages.RTM_NEWNEIGH, messages.SET, body)
 
-    def _from_rule(self, *, is_new: bool) -> None:
-        """The from-rule, after those that a former holder of the address may have left behind.
+    def _rules(self, *, is_new: bool) -> None:
+        """The from-rule, after the rules that a former holder of the address may have left behind.
 
         A left-over rule would win over ours, being older. Next to a veth that stood already the rules are
         this lease's own and live traffic follows them: they stay.
@@ -264,27 +271,42 @@ class SandboxWirer:
         pod = self._pod
         if is_new:
             with self._step("purge_rules"):
-                purge_from_rules(self._host, host_cidr(pod.address))
+                self.removed += purge_rules(self._host, pod.address, spares_to_rule=pod.as_original)
         for entry in from_rules(pod.address, pod.table):
             with self._step("from_rule"):
-                if add_rule(self._host, entry):
-                    self.journal.append(("from_rule", partial(delete_rule, self._host, entry)))
+                self._add_rule("from_rule", entry)
+
+    def _add_rule(self, step: str, entry: Rule) -> None:
+        if add_rule(self._host, entry):
+            self.journal.append((step, partial(delete_rule, self._host, entry)))
 
     def _host_route(self, ifindex: int) -> None:
-        dst = host_cidr(self._pod.address)
-        body = messages.route(Route(table=POD_TABLE, dst=dst, ifindex=ifindex))
         with self._step("host_route"):
-            try:
-                self._host.change(messages.RTM_NEWROUTE, messages.ADD, body)
-                undo = partial(delete_route, self._host, POD_TABLE, dst, ifindex)
-                self.journal.append(("host_route", undo))
-            except NetlinkError as error:
-                if error.errno != errno.EEXIST:
-                    raise
-                # The route of the address's last holder, or our own.
-                self._host.change(messages.RTM_NEWROUTE, messages.SET, body)
-        with self._step("done"):
-            pass
+            self._set_route(
+                "host_route", Route(table=POD_TABLE, dst=host_cidr(self._pod.address), ifindex=ifindex)
+            )
+
+    def _path_of_original(self, ifindex: int) -> None:
+        """While the node is handed back: what the original would have made, the route before the rule."""
+        pod = self._pod
+        if not pod.as_original:
+            return
+        with self._step("original_route"):
+            self._set_route("original_route", host_route(pod.address, ifindex))
+        with self._step("original_rule"):
+            self._add_rule("original_rule", to_rule(pod.address))
+
+    def _set_route(self, step: str, entry: Route) -> None:
+        body = messages.route(entry)
+        try:
+            self._host.change(messages.RTM_NEWROUTE, messages.ADD, body)
+            undo = partial(delete_route, self._host, entry.table, entry.dst, entry.ifindex)
+            self.journal.append((step, undo))
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            # The route of the address's last holder, or our own.
+            self._host.change(messages.RTM_NEWROUTE, messages.SET, body)
 
 
 def add_rule(host: NetlinkSocket, entry: Rule) -> bool:
@@ -298,24 +320,41 @@ def add_rule(host: NetlinkSocket, entry: Rule) -> bool:
     return True
 
 
-def delete_rule(host: NetlinkSocket, entry: Rule) -> None:
-    """Delete a rule; absent is fine."""
-    with ignoring_absent():
-        host.change(messages.RTM_DELRULE, 0, messages.rule(entry))
+def delete_rule(host: NetlinkSocket, entry: Rule) -> bool:
+    """Delete a rule; absent is fine. Returns whether it was there."""
+    return _is_deleted(host, messages.RTM_DELRULE, messages.rule(entry))
 
 
-def delete_route(host: NetlinkSocket, table: int, dst: str, ifindex: int) -> None:
-    """Delete a route; absent is fine."""
-    with ignoring_absent():
-        host.change(messages.RTM_DELROUTE, 0, messages.route_removal(table, dst, ifindex))
+def delete_route(host: NetlinkSocket, table: int, dst: str, ifindex: int) -> bool:
+    """Delete a route; absent is fine. Returns whether it was there."""
+    return _is_deleted(host, messages.RTM_DELROUTE, messages.route_removal(table, dst, ifindex))
 
 
-def purge_from_rules(host: NetlinkSocket, src: str) -> None:
-    """Delete every from-rule of this source, whatever its table."""
-    body = messages.rule(Rule(priority=PRIORITY_FROM_POD, table=0, src=host_cidr(src.partition("/")[0])))
-    with ignoring_absent():
-        for _ in range(_STALE_RULES_MAX):
-            host.change(messages.RTM_DELRULE, 0, body)
+def _is_deleted(host: NetlinkSocket, kind: int, body: bytes) -> bool:
+    try:
+        host.change(kind, 0, body)
+    except NetlinkError as error:
+        if error.errno not in _GONE:
+            raise
+        return False
+    return True
+
+
+def purge_rules(
+    host: NetlinkSocket, address: Address, *, spares_to_rule: bool = False
+) -> list[RemovedObject]:
+    """Delete every from-rule of an address, whatever its table, and the original's rule that leads to it.
+
+    Returns:
+        The latter, as it is told, if it was there.
+    """
+    body = messages.rule(Rule(priority=PRIORITY_FROM_POD, table=0, src=host_cidr(address)))
+    for _ in range(_STALE_RULES_MAX):
+        if not _is_deleted(host, messages.RTM_DELRULE, body):
+            break
+    if spares_to_rule or not delete_rule(host, to_rule(address)):
+        return []
+    return [told_rule(to_rule(address))]
 
 
 @contextlib.contextmanager

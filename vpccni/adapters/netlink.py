@@ -117,10 +117,10 @@ def messages(data: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
 
 
 class NetlinkSocket:
-    """A socket of NETLINK_ROUTE in the namespace of the thread that makes it. For one thread at a time."""
+    """A netlink socket in the namespace of the thread that makes it. For one thread at a time."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_ROUTE)
+    def __init__(self, protocol: int = _NETLINK_ROUTE) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
             with contextlib.suppress(OSError):  # kernels before 4.12 give less text with an error
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)

@@ -146,14 +146,17 @@ def all_links() -> bytes:
 
 
 def link_settings(
-    ifindex: int, *, up: bool = False, mtu: int = 0, alias: str = "", rp_filter: int = -1
+    ifindex: int, *, up: bool = False, mtu: int = 0, alias: str | None = None, rp_filter: int = -1
 ) -> bytes:
-    """Body of RTM_SETLINK; what is left at its default is not changed. ``rp_filter`` needs no ``/proc``."""
+    """Body of RTM_SETLINK; what is left at its default is not changed. ``rp_filter`` needs no ``/proc``.
+
+    An empty ``alias`` takes the alias away.
+    """
     flags = _IFF_UP if up else 0
     parts = [_IFINFOMSG.pack(_AF_UNSPEC, 0, ifindex, flags, flags)]
     if mtu:
         parts.append(attr_u32(_IFLA_MTU, mtu))
-    if alias:
+    if alias is not None:
         parts.append(attr(_IFLA_IFALIAS, alias.encode()))
     if rp_filter >= 0:
         conf = nest(_IFLA_INET_CONF, attr_u32(_CONF_RP_FILTER, rp_filter))

@@ -16,10 +16,11 @@ has neither                               go, unless a veth stands whose address
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping, Set
 
 import msgspec
 
+from vpccni.datapath.desired import from_rules
 from vpccni.datapath.names import is_our_alias
 from vpccni.datapath.nft import ABSENT
 from vpccni.datapath.numbers import POD_TABLE, PRIORITY_FROM_POD, PRIORITY_TO_POD, is_eni_table
@@ -65,6 +66,12 @@ def is_to_rule(rule: Rule) -> bool:
     return bool(single(rule.dst)) and rule == to_rule(single(rule.dst))
 
 
+def is_from_rule(rule: Rule) -> bool:
+    """Whether a rule is ``1536 from <address> lookup <ENI table>``, and nothing more."""
+    bare = Rule(priority=PRIORITY_FROM_POD, table=rule.table, src=rule.src)
+    return bool(single(rule.src)) and is_eni_table(rule.table) and rule == bare
+
+
 def is_narrow_from_rule(rule: Rule) -> bool:
     """Whether a rule is ``1536 from <address> to <CIDR> lookup <ENI table>``, as its old versions made them."""
     bare = Rule(priority=PRIORITY_FROM_POD, table=rule.table, src=rule.src, dst=rule.dst)
@@ -79,6 +86,28 @@ def is_of_pod(link: LinkSeen, pod: PodWiring) -> bool:
     if link.alias:
         return link.alias == pod.alias and (is_our_alias(link.alias) or is_here)
     return is_here and link.ifname == pod.host_ifname
+
+
+def is_sandbox_veth(link: LinkSeen, pod: PodWiring) -> bool:
+    """As :func:`is_of_pod`, or half made: the agent died before it set the alias, and the MAC tells."""
+    if is_of_pod(link, pod):
+        return True
+    return link.kind == "veth" and not link.alias and link.mac == pod.host_mac
+
+
+def is_standing_right(host_link: LinkSeen, pod_mac: str, pod: PodWiring) -> bool:
+    """Whether a sandbox's standing interface is the one of this lease, as far as both ends tell.
+
+    One that we made has the MAC that follows from key and address; one that was found has whatever it has.
+    """
+    return pod_mac == pod.pod_mac or (pod.is_found and host_link.ifindex == pod.host_ifindex)
+
+
+def is_meant(link: LinkSeen, setting: LinkSetting) -> bool:
+    """Whether the link that was found for a setting still is the veth that is meant."""
+    if link.alias != setting.alias:
+        return False
+    return bool(link.alias) or (link.kind, link.ifname) == ("veth", setting.ifname)
 
 
 def is_removable(link: LinkSeen, removal: VethRemoval) -> bool:
@@ -247,6 +276,36 @@ class _Judge:
             return False
         # By a pod's veth: only to the address that we lead there. It may have another one, which we do not know.
         return route.ifindex in self._ended or self._placed.get(address) == route.ifindex
+
+
+def rules_by_address(rules: Iterable[Rule]) -> dict[Address, set[Rule]]:
+    """The rules that lead packets to or from one address, at the priorities of pods."""
+    found: dict[Address, set[Rule]] = {}
+    for rule in rules:
+        if rule.priority in (PRIORITY_TO_POD, PRIORITY_FROM_POD):
+            address = single(rule.dst if rule.priority == PRIORITY_TO_POD else rule.src)
+            found.setdefault(address, set()).add(rule)
+    return found
+
+
+def rule_problems(pod: PodWiring, found: Set[Rule]) -> list[str]:
+    """What is wrong with the rules of a pod's address, one sentence each."""
+    wanted = set(from_rules(pod.address, pod.table))
+    problems = [
+        f"there is no rule from {pod.address} to table {rule.table}" for rule in sorted(wanted - found)
+    ]
+    problems += [
+        f"a rule sends packets from {pod.address} to table {rule.table}"
+        for rule in sorted(found - wanted)
+        if is_from_rule(rule) or is_narrow_from_rule(rule)
+    ]
+    if (to_rule(pod.address) in found) != pod.as_original:
+        problems.append(
+            f"there is no rule {PRIORITY_TO_POD} that leads {pod.address} to main"
+            if pod.as_original
+            else f"a rule of amazon-vpc-cni-k8s leads packets to {pod.address} to main"
+        )
+    return problems
 
 
 # --- how it is told -----------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ import msgspec
 import pytest
 
 from tests.unit.datapath.builders import SETTINGS, VPC, eni, lease
-from vpccni.datapath.desired import collapse, desired, gateway_of
+from vpccni.datapath.desired import collapse, desired, gateway_of, pod_wiring
+from vpccni.datapath.difference import probe
+from vpccni.datapath.names import host_mac_of, pod_mac_of
 from vpccni.datapath.numbers import POD_TABLE
-from vpccni.datapath.objects import DatapathSettings, Rule
+from vpccni.datapath.objects import DatapathSettings, Rule, VethRemoval
 from vpccni.errors import PermanentError, Reason
-from vpccni.model import Binding, Cidr
+from vpccni.model import Cidr, SandboxKey
 
 
 def rules_of(*, leases=(), enis=(), settings=SETTINGS):
@@ -81,18 +83,67 @@ def changed(**fields):
     return msgspec.structs.replace(only, bindings=(msgspec.structs.replace(only.bindings[0], **fields),))
 
 
-@pytest.mark.parametrize(
-    "refused",
-    [
-        changed(family=6, address="2001:db8::5"),
-        changed(kind="branch"),
-        msgspec.structs.replace(lease(1), bindings=()),
-        msgspec.structs.replace(lease(1), bindings=lease(1).bindings * 2),
-    ],
-    ids=["ipv6", "branch", "no address", "two addresses"],
-)
+ODD = [
+    changed(family=6, address="2001:db8::5"),
+    changed(kind="branch"),
+    msgspec.structs.replace(lease(1), bindings=()),
+    msgspec.structs.replace(lease(1), bindings=lease(1).bindings * 2),
+]
+ODD_IDS = ["ipv6", "branch", "no address", "two addresses"]
+
+
+@pytest.mark.parametrize("refused", ODD, ids=ODD_IDS)
 def test_a_binding_that_cannot_be_wired_yet_is_refused(refused):
     with pytest.raises(PermanentError) as caught:
-        desired([refused], [], SETTINGS, VPC)
+        pod_wiring(refused, SETTINGS)
     assert caught.value.reason == Reason.FEATURE_NOT_SUPPORTED
-    assert all(isinstance(binding, Binding) for binding in refused.bindings)
+    assert probe(refused, SETTINGS).is_empty
+    assert probe(refused, SETTINGS).probe == ()
+
+
+@pytest.mark.parametrize("odd", ODD, ids=ODD_IDS)
+def test_one_lease_that_cannot_be_wired_stops_no_other(odd):
+    other = lease(7)
+    wanted = desired([odd, other], [eni(1)], SETTINGS, VPC)
+    assert [pod.lease for pod in wanted.pods] == [other.lease]
+    assert wanted.left_alone == tuple(each.address for each in odd.bindings if each.family == 4)
+    (note,) = wanted.notes
+    assert f"lease {odd.lease} " in note
+
+
+def test_a_hold_without_an_interface_is_left_alone_and_is_no_problem():
+    hold = msgspec.structs.replace(lease(1), key=SandboxKey("", "", "eth0"))
+    wanted = desired([hold], [eni(1)], SETTINGS, VPC)
+    assert (wanted.pods, wanted.left_alone, wanted.notes) == ((), ("10.0.1.21",), ())
+
+
+def found(**fields):
+    known = {"host_ifname": "eni0d7763386da", "host_ifindex": 7, "alias": "vpccni:held-10.0.1.21:eth0"}
+    macs = {"host_mac": "0a:00:00:00:00:01", "pod_mac": "0a:00:00:00:00:02"}
+    return msgspec.structs.replace(lease(1), is_found=True, **{**known, **macs, **fields})
+
+
+def test_a_hold_with_an_interface_is_wired_like_any_lease():
+    (pod,) = desired([found(key=SandboxKey("", "", "eth0"))], [], SETTINGS, VPC).pods
+    assert (pod.alias, pod.host_ifindex, pod.is_found) == ("vpccni:held-10.0.1.21:eth0", 7, True)
+
+
+def test_what_was_found_keeps_its_macs_and_its_rp_filter():
+    (pod,) = desired([found()], [], SETTINGS, VPC).pods
+    assert (pod.host_mac, pod.pod_mac, pod.rp_filter) == ("0a:00:00:00:00:01", "0a:00:00:00:00:02", -1)
+    assert desired([lease(1)], [], SETTINGS, VPC).pods[0].rp_filter == 1
+
+
+def test_macs_that_the_log_does_not_know_follow_from_the_sandbox():
+    (pod,) = desired([found(host_mac="", pod_mac="")], [], SETTINGS, VPC).pods
+    assert (pod.host_mac, pod.pod_mac) == (
+        host_mac_of(pod_key := lease(1).key),
+        pod_mac_of(pod_key, pod.address),
+    )
+
+
+def test_an_ended_lease_that_was_found_is_told_by_name_and_mac_until_it_has_our_alias():
+    (removal,) = desired([], [], SETTINGS, VPC, ended=[found()]).ended
+    assert removal == VethRemoval(
+        ifindex=7, alias="vpccni:held-10.0.1.21:eth0", ifname="eni0d7763386da", mac="0a:00:00:00:00:01"
+    )

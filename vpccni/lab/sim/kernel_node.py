@@ -7,11 +7,21 @@ adds the port. Nothing here checks whether a change makes sense, as the kernel d
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
-from vpccni.datapath.objects import AddressSeen, LinkChange, LinkSeen, NftSeen, Route, Rule
+from vpccni.datapath.objects import (
+    AddressSeen,
+    FirewallSeen,
+    LinkChange,
+    LinkSeen,
+    NftSeen,
+    PathChange,
+    Route,
+    Rule,
+)
 
 BUILTIN_RULES = (
     Rule(priority=0, table=255),
@@ -48,6 +58,7 @@ class NodeState:
     Attributes:
         peerless: Veths whose other end is in no other namespace: both ends on the node, or a namespace that
             has died a moment ago.
+        firewall: What amazon-vpc-cni-k8s has in iptables and nftables.
     """
 
     links: dict[int, LinkSeen] = field(default_factory=dict)
@@ -59,6 +70,7 @@ class NodeState:
     ip_forward: bool = False
     netns: dict[str, FakeNetns] = field(default_factory=dict)
     peerless: set[int] = field(default_factory=set)
+    firewall: FirewallSeen = field(default_factory=FirewallSeen)
 
 
 class FakeNode:
@@ -75,6 +87,7 @@ class FakeNode:
     def __init__(self) -> None:
         self.state = NodeState()
         self.listeners: list[asyncio.Queue[LinkChange]] = []
+        self.path_listeners: list[asyncio.Queue[PathChange]] = []
         self._next_index = 1
         self._next_inode = 4026532000
         self.is_blind = False
@@ -160,6 +173,11 @@ class FakeNode:
         for queue in self.listeners:
             queue.put_nowait(change)
 
+    def tell_path(self, change: PathChange) -> None:
+        """Let everybody who follows rules and routes know."""
+        for queue in self.path_listeners:
+            queue.put_nowait(change)
+
     def put_link(self, link: LinkSeen) -> None:
         """Make or change a link."""
         before = self.state.links.get(link.ifindex)
@@ -184,18 +202,34 @@ class FakeNode:
         if rule in self.state.rules:
             return False
         self.state.rules.append(rule)
+        self.tell_path(PathChange(rule=rule))
         return True
+
+    def delete_rules(self, is_meant: Callable[[Rule], bool]) -> list[Rule]:
+        """Take rules away; those that were there."""
+        gone = [rule for rule in self.state.rules if is_meant(rule)]
+        self.state.rules = [rule for rule in self.state.rules if rule not in gone]
+        for rule in gone:
+            self.tell_path(PathChange(is_removed=True, rule=rule))
+        return gone
 
     def set_route(self, route: Route) -> None:
         """Add a route, or replace that to the same destination in the same table."""
+        if route in self.state.routes:
+            return
         same = [each for each in self.state.routes if (each.table, each.dst) == (route.table, route.dst)]
         self.state.routes.difference_update(same)
         self.state.routes.add(route)
+        self.tell_path(PathChange(route=route))
 
-    def delete_route(self, table: int, dst: str, ifindex: int) -> None:
-        """Take a route away; ``ifindex`` 0 means whichever link it leads to."""
-        self.state.routes = {
+    def delete_route(self, table: int, dst: str, ifindex: int) -> list[Route]:
+        """Take a route away; ``ifindex`` 0 means whichever link it leads to. Those that were there."""
+        gone = [
             each
             for each in self.state.routes
-            if (each.table, each.dst) != (table, dst) or (ifindex and each.ifindex != ifindex)
-        }
+            if (each.table, each.dst) == (table, dst) and (not ifindex or each.ifindex == ifindex)
+        ]
+        self.state.routes.difference_update(gone)
+        for route in gone:
+            self.tell_path(PathChange(is_removed=True, route=route))
+        return gone

@@ -88,7 +88,7 @@ def unwire(node: FakeNode, *, address: str, table: int, until: str) -> None:
     done = _steps_before(until, UNWIRING)
     rules = [_to_rule(address)] if "to_rule" in done else []
     rules += [_from_rule(address, table)] if "from_rule" in done and table != MAIN_TABLE else []
-    node.state.rules = [rule for rule in node.state.rules if rule not in rules]
+    node.delete_rules(lambda rule: rule in rules)
     if "host_route" in done:
         node.delete_route(MAIN_TABLE, host_cidr(address), 0)
 
@@ -96,7 +96,8 @@ def unwire(node: FakeNode, *, address: str, table: int, until: str) -> None:
 def start(node: FakeNode, enis: Sequence[EniSetup], addresses: Iterable[str]) -> None:
     """Start its daemon; see ``FakeKernel.start_as_original``."""
     mark = Rule(priority=PRIORITY_MARK, table=MAIN_TABLE, mark=CONNMARK, mask=CONNMARK)
-    node.state.rules = [rule for rule in node.state.rules if rule != mark] + [mark]
+    node.delete_rules(lambda rule: rule == mark)
+    node.add_rule(mark)
     for setup in enis:
         _set_up_eni(node, setup)
     for address in addresses:
@@ -165,5 +166,5 @@ def _refresh_rules(node: FakeNode, address: str) -> None:
     """Each rule whose source begins with the address makes way for one for the address alone."""
     stale = [rule for rule in node.state.rules if Cidr(rule.src).partition("/")[0] == address]
     if stale:
-        node.state.rules = [rule for rule in node.state.rules if rule not in stale]
+        node.delete_rules(lambda rule: rule in stale)
         node.add_rule(_from_rule(address, stale[-1].table))
