@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 import pytest
@@ -366,7 +366,7 @@ async def test_after_the_farewell_only_the_originals_objects_are_left(world, ker
 
 
 @contextlib.asynccontextmanager
-async def listening(kernel: Kernel) -> AsyncIterator[Callable[[PathChange], object]]:
+async def listening(kernel: Kernel) -> AsyncIterator[Callable[[PathChange], Awaitable[None]]]:
     """Collects what is told; gives a function that waits for a change."""
     heard: list[PathChange] = []
     news = asyncio.Event()
