@@ -13,7 +13,7 @@ import msgspec
 
 from vpccni.conflist import CNI_VERSIONS
 from vpccni.errors import Reason, VpccniError, sentence
-from vpccni.model import Binding, PodRef, SandboxKey
+from vpccni.model import Address, Binding, PodRef, SandboxKey, parse_address
 
 Version = Literal["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 VERSIONS: Final = CNI_VERSIONS
@@ -69,6 +69,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """A request whose every part was checked.
 
     Attributes:
+        netns: Path of the sandbox's namespace. For a DEL that names none: what ``prevResult`` says.
+        addresses: For DEL and CHECK: the IPv4 addresses that ``prevResult`` gives to this interface, as far as it
+            can be read.
         valid: For GC: the attachments that the runtime still has, as (container id, ifname); ``None`` when
             the configuration does not list any, which is not the same as an empty list.
         host_ports: For ADD: the pod's host ports, as ``8080/tcp``, when the runtime gives them to us.
@@ -82,6 +85,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     pod: PodRef
     netns: str
     previous: Mapping[str, Any] | None = None
+    addresses: tuple[Address, ...] = ()
     valid: frozenset[tuple[str, str]] | None = None
     host_ports: tuple[str, ...] = ()
     takes_host_ports: bool = False
@@ -180,13 +184,16 @@ def _take_apart(request: Request) -> Call:
         )
     _check_environment(request, version)
     is_del = request.command == "DEL"
+    is_later = request.command in ("DEL", "CHECK")
+    told_netns, addresses = told_by_result(config.get("prevResult") if is_later else None, request.ifname)
     return Call(
         verb=request.command,
         version=version,
         key=SandboxKey(network, request.container_id, request.ifname),
         pod=PodRef() if is_del else _pod(request.args, version),
-        netns=request.netns,
+        netns=request.netns or told_netns,
         previous=None if is_del else _previous(config, version),
+        addresses=addresses,
         host_ports=_host_ports(config, version) if request.command == "ADD" else (),
         takes_host_ports=_takes_host_ports(config),
     )
@@ -271,6 +278,33 @@ def _previous(config: Mapping[str, Any], version: str) -> Mapping[str, Any] | No
         raise CniFault(Reason.BAD_CONFIG, f"prevResult: {error}"[:300], version) from error
     checked: Mapping[str, Any] = previous
     return checked
+
+
+def told_by_result(result: Any, ifname: str) -> tuple[str, tuple[Address, ...]]:
+    """What a ``prevResult``, ours or the original's, says of a sandbox: its namespace and its addresses.
+
+    Nothing is refused: a DEL needs none of it. The original's has an interface that does not exist, whose
+    ``sandbox`` is no namespace, and numbers where MACs should stand (its results, CNI 0.4.0).
+    """
+    parts: Mapping[str, Any] = result if isinstance(result, dict) else {}
+    interfaces = _dicts(parts.get("interfaces"))
+    here = {number for number, each in enumerate(interfaces) if each.get("name") == ifname}
+    paths = [interfaces[number].get("sandbox") for number in sorted(here)]
+    netns = next((path for path in paths if isinstance(path, str) and path.startswith("/")), "")
+    addresses: list[Address] = []
+    for entry in _dicts(parts.get("ips")):
+        try:
+            address = parse_address(str(entry.get("address", "")).partition("/")[0])
+        except ValueError:
+            continue
+        if ":" not in address and (not here or entry.get("interface") in here):
+            addresses.append(address)
+    return netns[:_NETNS_MAX], tuple(addresses)
+
+
+def _dicts(listed: Any) -> list[dict[str, Any]]:
+    """The entries of a list, each at its place; an empty one for what is none."""
+    return [each if isinstance(each, dict) else {} for each in listed] if isinstance(listed, list) else []
 
 
 def result(version: str, wired: Wired, previous: Mapping[str, Any] | None = None) -> bytes:

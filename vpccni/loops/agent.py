@@ -100,6 +100,7 @@ class Agent:
             free_turn_of=lambda key: self.cni.free_turn_of(key),
             may_change=self.readiness.may_change_kernel,
             on_link=lambda change: self.recovery.note_link(change),
+            confirm=lambda links: self.recovery.confirm(links),
         )
         self.effects = Effects(
             writer=self.writer,
@@ -180,6 +181,7 @@ class Agent:
             add_wait_s=settings.add_wait_s,
             readiness=self.readiness,
             on_gc=self.housekeeping.sweep_soon,
+            look_soon=self.links.look_soon,
         )
         self.writer.subscribe(self._on_records)
         self._writing: asyncio.Task[None] | None = None
@@ -267,6 +269,7 @@ class Agent:
                 "imds": self.reconcile.imds_failing,
                 "ec2": self.reconcile.ec2_failing,
                 "kernel": self.links.problem,
+                "datapath": list(self.links.notes),
                 "links": [
                     sentence(Reason.ENI_LINK_MISSING, held.facts.id)
                     for held in state.enis.values()
@@ -423,6 +426,7 @@ class Agent:
             group.create_task(self.keep_warm.run(), name="keep warm")
             group.create_task(self.links.run(), name="keep links")
             group.create_task(self.links.follow_links(), name="follow links")
+            group.create_task(self.links.follow_paths(), name="follow paths")
             group.create_task(self.reconcile.run(), name="reconcile")
             group.create_task(self.housekeeping.run(), name="housekeeping")
             group.create_task(self.housekeeping.run_spool(), name="spool")

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, NoReturn
 
+import msgspec
 import structlog
 
-from vpccni.datapath.desired import desired
+from vpccni.datapath.desired import desired, veth_removals
 from vpccni.datapath.difference import difference, find_link, setup_eni, sweep
-from vpccni.datapath.names import alias_of
-from vpccni.datapath.objects import Applied, DatapathSettings, Difference, LinkChange, Observed
+from vpccni.datapath.objects import (
+    Applied,
+    DatapathSettings,
+    Desired,
+    Difference,
+    LinkChange,
+    LinkSeen,
+    Observed,
+    PathChange,
+)
 from vpccni.errors import InvariantBrokenError, VpccniError
+from vpccni.events.adoption import ModeChanged
 from vpccni.events.codec import Record
 from vpccni.events.eni import EniDetached, EniGone
-from vpccni.loops.wiring import attached_enis, eni_wiring, lease_wiring, rest_wiring
+from vpccni.events.sandbox import AddressAssigned, AddressHeld, LeaseEnded, LeaseLocated
+from vpccni.loops.watch_paths import PathWatch
+from vpccni.loops.wiring import (
+    attached_enis,
+    eni_wiring,
+    is_handing_back,
+    lease_wiring,
+    note_removed,
+    rest_wiring,
+)
 from vpccni.loops.write import Writer
 from vpccni.model import EniId, SandboxKey
 from vpccni.planner import commands as c
@@ -37,7 +56,13 @@ VETH_GRACE_S: Final = 2.0
 
 
 class KeepLinks:
-    """The loop of the kernel."""
+    """The loop of the kernel.
+
+    Attributes:
+        problem: Why the kernel is not as it should be; empty when it is.
+        notes: What the last look could not do, and what matters less, one sentence each.
+        converged_mode: The mode in which the kernel was last brought in line.
+    """
 
     def __init__(
         self,
@@ -49,6 +74,7 @@ class KeepLinks:
         free_turn_of: Callable[[SandboxKey], AbstractAsyncContextManager[bool]],
         may_change: Callable[[], bool],
         on_link: Callable[[LinkChange], None],
+        confirm: Callable[[Sequence[LinkSeen]], Awaitable[None]],
     ) -> None:
         self._writer = writer
         self._kernel = kernel
@@ -57,23 +83,33 @@ class KeepLinks:
         self._free_turn_of = free_turn_of
         self._may_change = may_change
         self._on_link = on_link
+        self._confirm = confirm
+        self._paths = PathWatch(writer=writer, kernel=kernel, on_amiss=self.converge_soon)
         self._wake = asyncio.Event()
         self._must_converge = False
         self.problem = ""
+        self.notes: tuple[str, ...] = ()
         self.converged_mode = ""
 
     def on_records(self, records: Sequence[Record]) -> None:
         """Attaches make links to set up; detaches leave rules to take away."""
         # What an ENI left in the kernel must not wait for the next regular look, because its address may be
-        # another node's a second later.
-        if any(isinstance(record.event, (EniDetached, EniGone)) for record in records):
-            self._must_converge = True
-            self.wake()
+        # another node's a second later. Pods that were found are still wired as somebody else did it.
+        if any(_changes_what_is_wanted(record.event) for record in records):
+            self.converge_soon()
 
     def converge_soon(self) -> None:
         """What is wanted has changed: look at the whole now."""
         self._must_converge = True
         self.wake()
+
+    def look_soon(self) -> None:
+        """Something may have been left in the kernel: look at the whole, but not more often than every second."""
+        self._paths.hear(PathChange())
+
+    async def follow_paths(self) -> NoReturn:
+        """What netlink tells of rules and host routes: what is not our own doing leads to a look."""
+        await self._paths.run()
 
     def wake(self) -> None:
         """A link may have come or gone, or an ENI was attached."""
@@ -90,21 +126,45 @@ class KeepLinks:
         Raises:
             PermanentError: the kernel refused; what could be done is done.
         """
-        observed = observed or await self._kernel.observe()
+        if observed is None:
+            observed = await self._kernel.observe()
+            # Whoever is found only now has a lease before anything is decided.
+            await self._confirm(observed.links)
+            if not self._may_change():
+                return observed
         state = self._writer.state
+        mode = state.mode
         wanted = desired(
             [lease_wiring(lease) for lease in state.leases.values()],
             attached_enis(state),
             self._settings,
             state.vpc_cidrs,
+            ended=[rest_wiring(rest) for rest in state.standing.values()],
+            as_original=is_handing_back(state),
         )
         made = difference(wanted, observed)
-        mode = state.mode
+        # Veths of ended leases are the sweep's, which gives their namespaces time to take them along.
+        made = msgspec.structs.replace(made, veths_delete=())
         applied = await self._kernel.apply(made)
         self.converged_mode = mode
+        self._tell(wanted, observed, applied)
         await self._note_enis(applied, made)
-        self._note_unwired(observed, applied)
+        self._note_unwired(observed)
         return observed
+
+    def _tell(self, wanted: Desired, observed: Observed, applied: Applied) -> None:
+        """What was removed goes on record; what could not be done is told."""
+        note = note_removed(applied.removed)
+        if note is not None:
+            _log.info("foreign_objects_removed", count=len(note.events))
+            self._writer.post(note)
+        notes = [*wanted.notes, *applied.notes]
+        state = self._writer.state
+        if state.imported is not None or any(lease.origin != "add" for lease in state.leases.values()):
+            notes += observed.firewall.problems
+        if tuple(notes) != self.notes and notes:
+            _log.warning("kernel_notes", notes=notes)
+        self.notes = tuple(notes)
 
     async def _note_enis(self, applied: Applied, made: Difference) -> None:
         ready = {eni: (eni, name, index) for eni, (name, index) in applied.enis.items()}
@@ -116,14 +176,17 @@ class KeepLinks:
         )
         await self._writer.submit(note)
 
-    def _note_unwired(self, observed: Observed, applied: Applied) -> None:
-        """Ended leases none of whose veths is (still) there."""
-        gone = set(applied.removed_veths)
-        aliases = {link.alias for link in observed.links if link.alias and link.ifindex not in gone}
+    def _note_unwired(self, observed: Observed) -> None:
+        """Ended leases whose veth is not there (any more)."""
+        veths = [link for link in observed.links if link.kind == "veth"]
+        aliases = {link.alias for link in veths if link.alias}
+        unnamed = {(link.ifname, link.mac) for link in veths if not link.alias}
+        rests = list(self._writer.state.standing.values())
+        removals = veth_removals([rest_wiring(rest) for rest in rests], self._settings.veth_prefix)
         leases = tuple(
-            lease
-            for lease, rest in self._writer.state.standing.items()
-            if (rest.wired.alias if rest.wired else alias_of(rest.key)) not in aliases
+            rest.lease
+            for rest, removal in zip(rests, removals, strict=True)
+            if removal.alias not in aliases and (removal.ifname, removal.mac) not in unnamed
         )
         if leases:
             self._writer.post(c.NoteUnwired(leases))
@@ -227,7 +290,7 @@ class KeepLinks:
         link = change.link
         self._on_link(change)
         held = next((held for held in state.enis.values() if held.facts.mac == link.mac.lower()), None)
-        if link.alias and change.kind == "removed":
+        if link.kind == "veth" and change.kind == "removed":
             self._note_veth_gone(link.ifindex)
         if held is None or link.alias:
             return
@@ -252,6 +315,14 @@ class KeepLinks:
         )
         if leases:
             self._writer.post(c.NoteUnwired(leases))
+
+
+def _changes_what_is_wanted(event: object) -> bool:
+    if isinstance(event, AddressAssigned):
+        return event.origin != "add"
+    if isinstance(event, LeaseEnded):
+        return "runtime" not in event.sources and event.cause != "add_failed"
+    return isinstance(event, (EniDetached, EniGone, AddressHeld, LeaseLocated, ModeChanged))
 
 
 def has_primary_link(observed: Observed, mac: str) -> bool:

@@ -4,7 +4,7 @@ For one sandbox (network, container id, ifname) one request is served at a time,
 that finds an ADD under way cancels it, waits until the ADD has been undone, and then succeeds.
 
 ADD: lease durable, then wired, then answered. Whatever fails in between is undone before the error is told.
-DEL: end of lease durable and, at the same time, the host route removed; then answered; the veth dies with its
+DEL: end of lease durable and, at the same time, its routes and rules removed; then answered; the veth dies with its
 namespace. The route need not wait for the record: the pod is going, and a lease that stays open for want of a
 record gets its route again at the next look at the kernel.
 """
@@ -12,8 +12,8 @@ record gets its route again at the next look at the kernel.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 import msgspec
@@ -24,15 +24,23 @@ from vpccni.api import cni
 from vpccni.api.cni import Call, CniFault, Wired
 from vpccni.datapath.desired import pod_wiring
 from vpccni.datapath.difference import unwire, wire
-from vpccni.datapath.objects import DatapathSettings, Difference, SandboxSeen
+from vpccni.datapath.objects import Applied, DatapathSettings, Difference, SandboxSeen
 from vpccni.errors import Reason, TransientError, VpccniError
-from vpccni.events.sandbox import SandboxLink, SandboxWired
 from vpccni.evidence import GC_LIST
 from vpccni.loops.readiness import Readiness
-from vpccni.loops.wiring import attached_enis, lease_wiring, rest_wiring
+from vpccni.loops.turns import Flight, Turns
+from vpccni.loops.wiring import (
+    attached_enis,
+    is_handing_back,
+    lease_wiring,
+    note_removed,
+    rest_wiring,
+    sandbox_wired,
+)
 from vpccni.loops.write import AddRefusedError, Writer
 from vpccni.model import LeaseId, SandboxKey, Stamp
 from vpccni.planner import commands as c
+from vpccni.planner.decide_leases import find_lease
 from vpccni.ports import Clock, Kernel, Spool, SpooledDel
 from vpccni.projections.leases import Lease
 
@@ -54,23 +62,6 @@ class Reply(msgspec.Struct, frozen=True):
     body: bytes = b"{}"
 
 
-class _Flight(msgspec.Struct):
-    """What goes on for one sandbox.
-
-    Attributes:
-        users: Requests that hold the turn or wait for it.
-        dels: DELs that have come; an ADD that came before one of them is given up, also when it still waits.
-        add: The ADD that holds the turn.
-        since: When that ADD's turn began.
-    """
-
-    lock: asyncio.Lock
-    users: int = 0
-    dels: int = 0
-    since: Stamp | None = None
-    add: asyncio.Task[Wired | VpccniError] | None = None
-
-
 class CniService:
     """The verbs."""
 
@@ -85,6 +76,7 @@ class CniService:
         add_wait_s: float,
         readiness: Readiness,
         on_gc: Callable[[frozenset[LeaseId]], None],
+        look_soon: Callable[[], None],
     ) -> None:
         self._writer = writer
         self._kernel = kernel
@@ -94,7 +86,8 @@ class CniService:
         self._add_wait_s = add_wait_s
         self._readiness = readiness
         self._on_gc = on_gc
-        self._flights: dict[SandboxKey, _Flight] = {}
+        self._look_soon = look_soon
+        self._turns = Turns()
         self._in_flight = 0
         self.is_stopping = False
         self.refuses_host_ports = False
@@ -145,27 +138,13 @@ class CniService:
 
     # -- one at a time for each sandbox -----------------------------------------------------------
 
-    @asynccontextmanager
-    async def turn_of(self, key: SandboxKey) -> AsyncIterator[_Flight]:
+    def turn_of(self, key: SandboxKey) -> AbstractAsyncContextManager[Flight]:
         """Be the only one that works for this sandbox, after all who came before."""
-        flight = self._flights.setdefault(key, _Flight(asyncio.Lock()))
-        flight.users += 1
-        try:
-            async with flight.lock:
-                yield flight
-        finally:
-            flight.users -= 1
-            if not flight.users:
-                self._flights.pop(key, None)
+        return self._turns.of(key)
 
-    @asynccontextmanager
-    async def free_turn_of(self, key: SandboxKey) -> AsyncIterator[bool]:
+    def free_turn_of(self, key: SandboxKey) -> AbstractAsyncContextManager[bool]:
         """Be the only one, if nobody is: an ADD may hold its turn for as long as it waits for an address."""
-        if key in self._flights:
-            yield False
-            return
-        async with self.turn_of(key):
-            yield True
+        return self._turns.free(key)
 
     # -- ADD --------------------------------------------------------------------------------------
 
@@ -174,7 +153,7 @@ class CniService:
             raise CniFault(Reason.STOPPING, "", call.version)
         if call.host_ports:
             raise self._refuse_host_ports(call)
-        before = self._flights.get(call.key)
+        before = self._turns.under_way(call.key)
         dels_before = before.dels if before is not None else 0
         async with self.turn_of(call.key) as flight:
             if flight.dels != dels_before:
@@ -225,6 +204,8 @@ class CniService:
             decision = await self._writer.submit(
                 c.Add(key=call.key, pod=call.pod, netns=call.netns), wait_s=self._add_wait_s
             )
+            # A hold that this call has named lives, whatever comes of the call.
+            is_repeated = is_repeated or not decision.is_new
             lease = self._writer.state.leases[decision.lease]
             was_wired = True
             seen = await self._wire(lease, call.netns)
@@ -251,31 +232,25 @@ class CniService:
         )
 
     async def _wire(self, lease: Lease, netns: str) -> SandboxSeen:
-        wiring = lease_wiring(lease, netns)
-        enis = attached_enis(self._writer.state)
-        # Shielded: half a wiring cannot be undone by somebody who does not know how far it came.
-        applied = await finish(self._kernel.apply(wire(wiring, enis, self._datapath)), "wire")
-        seen = applied.sandboxes[lease.id]
-        self._writer.post(
-            c.NoteWired(
-                SandboxWired(
-                    lease=lease.id,
-                    links=(
-                        SandboxLink(
-                            ifname=lease.key.ifname,
-                            host_ifname=seen.host_ifname,
-                            host_ifindex=seen.host_ifindex,
-                            alias=seen.alias,
-                            host_mac=seen.host_mac,
-                            pod_mac=seen.pod_mac,
-                        ),
-                    ),
-                    netns=netns,
-                    netns_inode=seen.netns_inode,
-                )
-            )
+        state = self._writer.state
+        made = wire(
+            lease_wiring(lease, netns),
+            attached_enis(state),
+            self._datapath,
+            as_original=is_handing_back(state),
         )
+        # Shielded: half a wiring cannot be undone by somebody who does not know how far it came.
+        applied = await finish(self._kernel.apply(made), "wire")
+        seen = applied.sandboxes[lease.id]
+        self._writer.post(c.NoteWired(sandbox_wired(lease, seen, netns)))
+        self._tell_removed(applied)
         return seen
+
+    def _tell_removed(self, applied: Applied) -> None:
+        """What of amazon-vpc-cni-k8s was in the way. While the node is handed back such objects are our own."""
+        note = note_removed(applied.removed) if not is_handing_back(self._writer.state) else None
+        if note is not None:
+            self._writer.post(note)
 
     async def _undo(
         self,
@@ -314,7 +289,7 @@ class CniService:
     # -- DEL --------------------------------------------------------------------------------------
 
     async def _del(self, call: Call, body: bytes) -> None:
-        flight = self._flights.get(call.key)
+        flight = self._turns.under_way(call.key)
         if flight is not None:
             flight.dels += 1
             if flight.add is not None:
@@ -323,18 +298,25 @@ class CniService:
             await finish(self._end(call, body), "del")
 
     async def _end(self, call: Call, body: bytes) -> None:
-        lease = self._writer.state.lease_of(call.key)
+        state = self._writer.state
+        end = c.EndLease(
+            key=call.key, cause="del", sources=("runtime",), addresses=call.addresses, netns=call.netns
+        )
+        lease = find_lease(state, end)
         async with asyncio.TaskGroup() as group:
             if lease is not None:
                 group.create_task(self._unwire(lease), name=f"unwire {call.key.container_id}")
-            refused = await self._record_end(call, body)
+            refused = await self._record_end(end, body)
         if refused is not None:
             raise refused
+        if lease is None and any(address not in state.by_address for address in call.addresses):
+            # A sandbox that the log never had: what its rules and routes left is found by a look at the whole.
+            self._look_soon()
 
-    async def _record_end(self, call: Call, body: bytes) -> VpccniError | None:
+    async def _record_end(self, end: c.EndLease, body: bytes) -> VpccniError | None:
         """A refusal as a value: the group would hide it."""
         try:
-            await self._writer.submit(c.EndLease(key=call.key, cause="del", sources=("runtime",)))
+            await self._writer.submit(end)
         except VpccniError as error:
             # The log takes nothing just now: the DEL is kept where the executable keeps it, too.
             _log.error("del_spooled", reason=error.reason, detail=error.detail)
@@ -346,7 +328,7 @@ class CniService:
 
     async def _unwire(self, lease: Lease) -> None:
         try:
-            await self._kernel.apply(unwire(lease_wiring(lease)))
+            self._tell_removed(await self._kernel.apply(unwire(lease_wiring(lease))))
         except VpccniError as error:
             _log.warning("unwire_failed", lease=lease.id, reason=error.reason, detail=error.detail)
 
@@ -364,11 +346,11 @@ class CniService:
                 "spool_entry_refused", name=entry.name, reason="bad_request", detail=f"a {call.verb}"
             )
             return True
-        flight = self._flights.get(call.key)
+        flight = self._turns.under_way(call.key)
         if flight is not None and flight.add is not None and _is_newer(entry, flight.since):
             flight.add.cancel()
         async with self.turn_of(call.key):
-            return await self._submit_spooled(call.key, entry)
+            return await self._submit_spooled(call, entry)
 
     async def _end_by_spool(self, key: SandboxKey) -> None:
         """An ADD for a sandbox that has a lease: a DEL that lies in the spool came before it.
@@ -383,17 +365,19 @@ class CniService:
                 continue
             if (written.verb, written.key) != ("DEL", key):
                 continue
-            if not await self._submit_spooled(key, entry):
+            if not await self._submit_spooled(written, entry):
                 raise TransientError(Reason.SANDBOX_HELD, "a DEL before this ADD is not recorded yet")
             await self._spool.remove(entry.name)
 
-    async def _submit_spooled(self, key: SandboxKey, entry: SpooledDel) -> bool:
+    async def _submit_spooled(self, call: Call, entry: SpooledDel) -> bool:
         try:
             await self._writer.submit(
                 c.EndLease(
-                    key=key,
+                    key=call.key,
                     cause="del",
                     sources=("spool",),
+                    addresses=call.addresses,
+                    netns=call.netns,
                     written_boot_id=entry.boot_id,
                     written_boottime_ns=entry.boottime_ns,
                 )
@@ -407,11 +391,23 @@ class CniService:
 
     async def _check(self, call: Call) -> None:
         async with self.turn_of(call.key):
-            lease = self._writer.state.lease_of(call.key)
+            state = self._writer.state
+            if state.lease_of(call.key) is None and call.addresses:
+                await self._writer.submit(
+                    c.Identify(
+                        key=call.key,
+                        pod=call.pod,
+                        netns=call.netns,
+                        addresses=call.addresses,
+                        source="check",
+                    )
+                )
+            lease = state.lease_of(call.key)
             if lease is None:
                 raise CniFault(Reason.UNKNOWN_CONTAINER, call.key.container_id, call.version)
             problems = _result_problems(call, lease)
-            pod = pod_wiring(lease_wiring(lease, call.netns), self._datapath)
+            wiring = lease_wiring(lease, call.netns)
+            pod = pod_wiring(wiring, self._datapath, as_original=is_handing_back(state))
             applied = await self._kernel.apply(Difference(probe=(pod,)))
             problems += applied.probed[lease.id].problems
             if problems:

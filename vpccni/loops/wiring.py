@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from vpccni.datapath.objects import EniWiring, LeaseWiring
-from vpccni.events.sandbox import SandboxWired
-from vpccni.model import Binding, LeaseId, PodRef, SandboxKey
+from collections.abc import Sequence
+
+import msgspec
+
+from vpccni.datapath.objects import EniWiring, LeaseWiring, RemovedObject, SandboxSeen
+from vpccni.events.adoption import ForeignObjectRemoved
+from vpccni.events.sandbox import SandboxLink, SandboxWired
+from vpccni.model import Binding, LeaseId, Mac, PodRef, SandboxKey
+from vpccni.planner import commands as c
 from vpccni.projections.enis import Eni
 from vpccni.projections.leases import Lease, Rest
 from vpccni.projections.state import State
@@ -17,27 +23,64 @@ def _wiring(
     netns: str,
     bindings: tuple[Binding, ...],
     wired: SandboxWired | None,
+    *,
+    is_found: bool = False,
 ) -> LeaseWiring:
-    return LeaseWiring(
-        lease=lease,
-        key=key,
-        pod=pod,
-        netns=netns,
-        bindings=bindings,
-        host_ifname=wired.host_ifname if wired else "",
-        host_ifindex=wired.host_ifindex if wired else 0,
-        alias=wired.alias if wired else "",
+    made = LeaseWiring(lease=lease, key=key, pod=pod, netns=netns, bindings=bindings, is_found=is_found)
+    if wired is None:
+        return made
+    link = wired.links[0]
+    return msgspec.structs.replace(
+        made,
+        host_ifname=link.host_ifname,
+        host_ifindex=link.host_ifindex,
+        alias=link.alias,
+        host_mac=Mac(link.host_mac),
+        pod_mac=Mac(link.pod_mac),
     )
 
 
 def lease_wiring(lease: Lease, netns: str = "") -> LeaseWiring:
     """An open lease; ``netns`` where the runtime just named another namespace for it."""
-    return _wiring(lease.id, lease.key, lease.pod, netns or lease.netns, lease.bindings, lease.wired)
+    return _wiring(
+        lease.id,
+        lease.key,
+        lease.pod,
+        netns or lease.netns,
+        lease.bindings,
+        lease.wired,
+        is_found=lease.origin != "add",
+    )
 
 
 def rest_wiring(rest: Rest) -> LeaseWiring:
     """A lease that has ended, whose veth may still stand."""
     return _wiring(rest.lease, rest.key, rest.pod, rest.netns, rest.bindings, rest.wired)
+
+
+def sandbox_wired(lease: Lease, seen: SandboxSeen, netns: str) -> SandboxWired:
+    """What the log is to say of a sandbox that was just wired."""
+    link = SandboxLink(
+        ifname=lease.key.ifname,
+        host_ifname=seen.host_ifname,
+        host_ifindex=seen.host_ifindex,
+        alias=seen.alias,
+        host_mac=seen.host_mac,
+        pod_mac=seen.pod_mac,
+    )
+    return SandboxWired(lease=lease.id, links=(link,), netns=netns, netns_inode=seen.netns_inode)
+
+
+def note_removed(removed: Sequence[RemovedObject]) -> c.Note | None:
+    """What of amazon-vpc-cni-k8s was removed, for the log; ``None`` for nothing."""
+    if not removed:
+        return None
+    return c.Note(events=tuple(ForeignObjectRemoved(kind=one.kind, text=one.text) for one in removed))
+
+
+def is_handing_back(state: State) -> bool:
+    """Whether each pod is to be wired for amazon-vpc-cni-k8s, too."""
+    return state.mode == "hand_back"
 
 
 def eni_wiring(held: Eni) -> EniWiring:
