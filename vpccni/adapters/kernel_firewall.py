@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from vpccni.adapters.netlink import NetlinkError, NetlinkSocket, attr_text
-from vpccni.datapath.iptables import MARKER_CHAINS, TABLES, originals, removal_script
+from vpccni.adapters.kernel_iptables import MARKER_CHAINS, TABLES, originals, removal_script
 from vpccni.datapath.numbers import NFT_FAMILY
 from vpccni.datapath.objects import FirewallPart, FirewallSeen
 
