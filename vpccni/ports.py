@@ -173,6 +173,9 @@ class Imds(Protocol):
     async def addresses(self, mac: Mac) -> tuple[Address, ...]:
         """The IPv4 addresses that IMDS lists for an attached ENI, its own included. Raises as ``instance``."""
 
+    async def prefixes(self, mac: Mac) -> tuple[Cidr, ...]:
+        """The prefixes, IPv4 and IPv6, that IMDS lists for an attached ENI. Raises as ``instance``."""
+
     async def subnet_cidr(self, mac: Mac) -> Cidr:
         """The CIDR of the subnet of an attached ENI. Raises as ``instance``."""
 

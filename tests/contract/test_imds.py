@@ -16,8 +16,9 @@ from tests.fakes.ec2 import serving
 from tests.fakes.imds import region_imds
 from vpccni.adapters.imds import ImdsV2
 from vpccni.errors import Reason, TransientError
-from vpccni.lab.ec2 import ImdsFault, Region, small_region
+from vpccni.lab.ec2 import Ec2Fault, ImdsFault, Region, small_region
 from vpccni.lab.ec2.http import imds_app
+from vpccni.model import Mac
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,24 @@ async def test_reading_the_macs_is_one_request(node: Node) -> None:
     before = node.imds.requests
     assert await node.imds.attached_macs() == (node.region.world.instances[node.id].primary_eni.mac,)
     assert node.imds.requests == before + 1
+
+
+async def test_the_addresses_and_prefixes_of_an_eni_are_told(node: Node) -> None:
+    primary = node.region.world.instances[node.id].primary_eni
+    (mac,) = await node.imds.attached_macs()
+    for count in ({"SecondaryPrivateIpAddressCount": 1}, {"Ipv4PrefixCount": 2}):
+        params = {"NetworkInterfaceId": primary.id, **count}
+        assert not isinstance(
+            node.region.perform("AssignPrivateIpAddresses", params, time.monotonic()), Ec2Fault
+        )
+    assert await node.imds.prefixes(Mac(mac)) == tuple(primary.prefixes)
+    assert len(primary.prefixes) == 2
+    assert len(await node.imds.addresses(Mac(mac))) == 2
+
+
+async def test_an_eni_without_prefixes_has_none(node: Node) -> None:
+    (mac,) = await node.imds.attached_macs()
+    assert await node.imds.prefixes(Mac(mac)) == ()
 
 
 async def test_a_refused_token_is_renewed_once_and_the_request_repeated(node: Node) -> None:
@@ -116,6 +135,25 @@ LEAVES = {
     "meta-data/instance-type": "m5.large",
     "meta-data/placement/availability-zone": "eu-west-1b",
 }
+
+
+async def test_ipv6_prefixes_are_told_in_their_canonical_form() -> None:
+    folder = "meta-data/network/interfaces/macs/02:aa:00:00:00:01/"
+    leaves = {folder + "ipv4-prefix": "10.0.0.16/28", folder + "ipv6-prefix": "2001:DB8:0:0:7::/80"}
+    async with serving(_server(leaves)) as url:
+        imds = ImdsV2(url)
+        prefixes = await imds.prefixes(Mac("02:aa:00:00:00:01"))
+        await imds.close()
+    assert prefixes == ("10.0.0.16/28", "2001:db8:0:0:7::/80")
+
+
+async def test_a_prefix_that_is_none_is_no_answer() -> None:
+    leaves = {"meta-data/network/interfaces/macs/02:aa:00:00:00:01/ipv4-prefix": "<html>"}
+    async with serving(_server(leaves)) as url:
+        imds = ImdsV2(url)
+        with pytest.raises(TransientError):
+            await imds.prefixes(Mac("02:aa:00:00:00:01"))
+        await imds.close()
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,15 @@ class ImdsV2:
         except ValueError as error:
             raise _unreachable("local-ipv4s", error) from error
 
+    async def prefixes(self, mac: Mac) -> tuple[Cidr, ...]:
+        """``ipv4-prefix`` and ``ipv6-prefix`` of an attached ENI: two requests; empty when it has none."""
+        folder = f"{_METADATA}network/interfaces/macs/{mac}/"
+        found = await self._both(self._get(folder + "ipv4-prefix"), self._get(folder + "ipv6-prefix"))
+        try:
+            return tuple(parse_cidr(line) for text in found for line in (text or "").split())
+        except ValueError as error:
+            raise _unreachable("ipv4-prefix", error) from error
+
     async def close(self) -> None:
         """Release connections. Idempotent; the next request opens anew."""
         session, self._session = self._session, None
