@@ -100,7 +100,7 @@ class _Examination:
             for cached in evidence.cache.entries
             if _is_of_the_plugin(cached) and not self._is_of_before(cached.modified_ns)
         ]
-        self._pods = [seen for seen in evidence.pods or () if not seen.is_host_network]
+        self._pods = [seen for seen in evidence.pods or () if not (seen.is_host_network or seen.is_finished)]
         self._names = self._names_by_hash()
         self._objections: list[Objection] = []
         self._cautions: list[Caution] = []
@@ -311,6 +311,7 @@ class _Examination:
                 "none of them names is held until that sandbox is gone.",
             )
         parts = [*(kernel.unreadable if kernel is not None else ()), *self._evidence.cache.unreadable]
+        parts += [f"{file.path}: {said}" for file in self._evidence.checkpoints for said in file.unreadable]
         if parts:
             self._caution(
                 "unreadable", f"What could not be read within a source: {some(parts)}.", names=parts

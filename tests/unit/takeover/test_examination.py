@@ -139,6 +139,11 @@ def test_a_pod_that_is_annotated_with_a_branch_eni_is_refused_by_name():
     assert objection.next_action
 
 
+def test_a_pod_that_has_finished_needs_its_branch_eni_no_more():
+    done = PodSeen(pod=DB, addresses=(Address("2001:db8::7"),), has_branch_eni=True, is_finished=True)
+    assert kinds(answer(one_pod(pods=[done]))) == []
+
+
 @pytest.mark.parametrize("vlan", [1, 4094])
 def test_a_rule_that_names_the_table_of_a_vlan_shows_a_branch_eni_without_the_api_server(vlan):
     evidence = found(
@@ -387,8 +392,11 @@ def test_entries_that_could_not_be_read_are_told_of():
         kernel=msgspec.structs.replace(evidence.kernel, unreadable=("/run/netns/a cannot be entered",)),
         cache=msgspec.structs.replace(evidence.cache, unreadable=("aws-cni-x-eth0: it is empty",)),
     )
+    damaged = msgspec.structs.replace(evidence.checkpoints[0], unreadable=("row 3: it has no address",))
+    evidence = msgspec.structs.replace(evidence, checkpoints=(damaged,))
     (caution,) = answer(evidence).cautions
-    assert (caution.kind, len(caution.names)) == ("unreadable", 2)
+    assert (caution.kind, len(caution.names)) == ("unreadable", 3)
+    assert f"{IPAM}: row 3: it has no address" in caution.names
 
 
 def test_without_the_kernel_nobody_can_say_yes():
