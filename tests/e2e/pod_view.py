@@ -58,7 +58,8 @@ def command_in_view(
 
 def _volume(inside: str, outside: Path, mount: Mapping[str, Any]) -> list[str]:
     target, source = shlex.quote(inside), shlex.quote(str(outside))
-    lines = [f"mkdir -p {target}; mount --rbind {source} {target}"]
+    made = f"mkdir -p $(dirname {target}); touch {target}" if outside.is_file() else f"mkdir -p {target}"
+    lines = [f"{made}; mount --rbind {source} {target}"]
     if mount.get("mountPropagation") == "HostToContainer":
         lines.append(f"mount --make-rslave {target}")
     if mount.get("readOnly", False):

@@ -45,7 +45,9 @@ class Host:
             "/run/netns": NETNS_DIRECTORY,
             "/var/lib/cni": places.root / "cni",
             "/sys/fs/bpf": places.root / "bpf",
+            "/run/xtables.lock": places.root / "xtables.lock",
         }
+        self.paths["/run/xtables.lock"].touch()
         for path in ("/var/lib/cni", "/sys/fs/bpf"):
             self.paths[path].mkdir()
         self.environment = IMAGE_ENVIRONMENT | {"AWS_ENDPOINT_URL_EC2": EC2_ENDPOINT}
@@ -133,15 +135,15 @@ async def test_the_manifest_makes_a_node_on_which_pods_get_addresses(host):
 
     await host.run_init_containers()
     assert (await host.run(forwarding)).stdout == b"1\n"
-    assert [path.name for path in node.places.bin.iterdir()] == ["aws-cni"]
-    assert list(node.places.conf.iterdir()) == []
+    assert list(node.places.bin.iterdir()) == list(node.places.conf.iterdir()) == []
 
     await host.start_agent(agent)
     await lab.wait_ready(node)
     assert await host.probe("readinessProbe") == (0, "")
     assert await host.probe("livenessProbe") == (0, "")
     assert node.places.events.exists()
-    granted = sum(1 << {"NET_ADMIN": 12, "SYS_ADMIN": 21}[name] for name in ("NET_ADMIN", "SYS_ADMIN"))
+    assert [path.name for path in node.places.bin.iterdir()] == ["aws-cni"]
+    granted = sum(1 << number for number in (12, 13, 21))  # NET_ADMIN, NET_RAW, SYS_ADMIN
     rights = dict(
         line.split(":\t") for line in Path(f"/proc/{node.agent.pid}/status").read_text().splitlines()
     )

@@ -28,8 +28,9 @@ from vpccni.model import InstanceId
 from vpccni.settings import TABLE, Settings, Status, read_settings
 
 REPO = DEPLOY.parent
+LOCK = Path("/run/xtables.lock")
 ENVIRONMENT = agent_environment(nodeName="node-1", name="aws-node-x")
-CONTAINERS = ["ip-forward", "aws-vpc-cni-init", "aws-node"]
+CONTAINERS = ["ip-forward", "aws-node"]
 
 
 def mounts(name):
@@ -109,7 +110,7 @@ def test_namespaces_that_are_mounted_later_are_seen():
 
 def test_what_is_only_looked_at_is_read_only():
     read_only = {each["mountPath"] for each in container("aws-node")["volumeMounts"] if each.get("readOnly")}
-    assert read_only == {"/host/opt/cni/bin", "/var/lib/cni", "/sys/fs/bpf"}
+    assert read_only == {"/var/lib/cni", "/sys/fs/bpf"}
 
 
 def test_the_pins_of_network_policies_are_seen_where_the_adapter_looks():
@@ -120,10 +121,27 @@ def test_the_pins_of_network_policies_are_seen_where_the_adapter_looks():
 
 
 def test_the_executable_and_the_conflist_go_where_the_runtime_looks():
-    assert container("aws-vpc-cni-init")["command"] == ["vpccni", "install", "--bin", "/host/opt/cni/bin"]
-    assert mounts("aws-vpc-cni-init")["/host/opt/cni/bin"] == "/opt/cni/bin"
+    assert mounts("aws-node")[flag(agent_command(), "--install-bin")] == "/opt/cni/bin"
     assert mounts("aws-node")[flag(agent_command(), "--install-conf")] == "/etc/cni/net.d"
     assert mounts("aws-node")[read_settings(ENVIRONMENT).cni_bin_dir] == "/opt/cni/bin"
+
+
+def test_nothing_but_the_agent_writes_to_the_node():
+    """An init container runs before the agent has asked who lives here."""
+    for each in pod_spec()["initContainers"]:
+        assert "volumeMounts" not in each
+    assert {each["name"] for each in pod_spec()["initContainers"] + pod_spec()["containers"]} == set(
+        CONTAINERS
+    )
+
+
+def test_every_volume_is_mounted_and_every_mount_has_a_volume():
+    names = {volume["name"] for volume in pod_spec()["volumes"]}
+    assert {mount["name"] for mount in container("aws-node")["volumeMounts"]} == names
+
+
+def test_the_lock_of_iptables_is_the_nodes():
+    assert mounts("aws-node")[str(LOCK)] == str(LOCK)
 
 
 def test_only_the_line_that_writes_to_proc_is_privileged():
@@ -131,7 +149,7 @@ def test_only_the_line_that_writes_to_proc_is_privileged():
         assert container(name)["securityContext"].get("privileged", False) is (name == "ip-forward")
     assert container("aws-node")["securityContext"]["capabilities"] == {
         "drop": ["ALL"],
-        "add": ["NET_ADMIN", "SYS_ADMIN"],
+        "add": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN"],
     }
 
 
@@ -251,7 +269,8 @@ def test_the_image_carries_what_it_needs_and_names_no_registry():
     text = (DEPLOY / "Dockerfile").read_text()
     bases = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
     assert set(bases) == {"python:3.11-slim"}
-    assert "nftables" in text
+    (installed,) = re.findall(r"no-install-recommends (iptables.*?) \\\n", text)
+    assert installed.split() == ["iptables", "nftables"]
     for name in CONTAINERS:
         assert container(name)["image"] == "vpccni:0.1.0"
     assert "/_plugin/aws-cni" in text
