@@ -172,7 +172,8 @@ EXPLANATIONS: Final[dict[Reason, Explanation]] = {
     ),
     Reason.LOG_DAMAGED: Explanation(
         "The event log is damaged: its hash chain or its content does not hold.",
-        "A copy is kept beside it (*.quarantine-*); run `vpccni replay LOG verify`, restore a good copy.",
+        "A copy is kept beside it (*.quarantine-*); run `vpccni replay LOG verify`. Restore a good copy, or move all "
+        "files of the log to another directory: the agent then recovers the leases from the pods that live here.",
     ),
     Reason.LOG_UNUSABLE: Explanation(
         "The place of the event log cannot be used; the log itself, if there is one, was not touched.",

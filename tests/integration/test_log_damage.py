@@ -267,11 +267,12 @@ async def test_a_wal_without_its_database_is_damage(crashed):
     assert len(list(crashed.parent.glob("events.db.quarantine-*-wal"))) == 1
 
 
-async def test_a_log_that_vanished_is_missed_until_somebody_says_to_start_anew(whole):
+async def test_a_log_that_vanished_is_missed_until_somebody_moves_its_marker_away(whole):
     whole.unlink()
     detail = await damage_of(whole, copied=False)
     assert "gone" in detail
-    assert "remove events.db.exists" in detail
+    assert "move events.db.exists" in detail
+    assert "recovers the leases" in detail
     assert not whole.exists()
     whole.with_name("events.db.exists").unlink()
     start, _ = await opened(whole)

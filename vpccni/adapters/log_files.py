@@ -45,8 +45,9 @@ _SQLITE_MAGIC: Final = b"SQLite format 3\x00"
 _WAL_HEADER_BYTES: Final = 32
 _FRAME_HEADER_BYTES: Final = 24
 _MARKER_TEXT: Final = (
-    "An event log was created in this directory. While this file is here, a log that is missing or empty is\n"
-    "taken for lost and not replaced. Remove this file (and what is left of the log) to start anew.\n"
+    "An event log was created in this directory. While this file is here, a log that is missing counts as lost.\n"
+    "To go on without the log, move this file and all that is left of the log to another directory. Do not\n"
+    "delete it: `vpccni replay` may still read it. The agent recovers the leases from the pods that live here.\n"
 )
 
 
@@ -112,22 +113,23 @@ class LogFiles:
         Raises:
             LogDamageError: There was one, and it is gone or empty.
         """
-        anew = (
-            f"to start anew, remove {self.marker.name} and every other file of the log in {self.main.parent}"
+        way_out = (
+            f"to go on without it, move {self.marker.name} and every other file of the log out of "
+            f"{self.main.parent}: the agent then recovers the leases from the pods that live on this node"
         )
         try:
             size = self.main.stat().st_size
         except FileNotFoundError:
             if self.marker.exists():
-                raise LogDamageError(f"the log that was here is gone; {anew}") from None
+                raise LogDamageError(f"the log that was here is gone; {way_out}") from None
             if self.wal.exists() and self.wal.stat().st_size:
-                raise LogDamageError(f"the log is gone, only its -wal is left; {anew}") from None
+                raise LogDamageError(f"the log is gone, only its -wal is left; {way_out}") from None
             return True
         if size == 0:
-            raise LogDamageError(f"the file is empty; {anew}")
+            raise LogDamageError(f"the file is empty; {way_out}")
         with self.main.open("rb") as file:
             if file.read(len(_SQLITE_MAGIC)) != _SQLITE_MAGIC:
-                raise LogDamageError(f"the file is not an SQLite database; {anew}")
+                raise LogDamageError(f"the file is not an SQLite database; {way_out}")
         return False
 
     def create(self) -> None:

@@ -255,8 +255,9 @@ def _titled(title: str, heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> 
 # -- verify -----------------------------------------------------------------------------------------
 
 _NEXT = (
-    "Keep this file as it is and read what is good with the other commands; give the node's agent a good copy,"
-    " or an empty directory."
+    "Keep this file as it is, and read what is good with the other commands. On the node, restore a good copy; or "
+    "move the damaged log and the files beside it out of the agent's directory, without deleting them: the agent "
+    "then makes a new log and recovers the leases from the pods that live there."
 )
 
 

@@ -96,10 +96,10 @@ def test_apply_over_an_add_on_or_a_helm_release_keeps_the_originals_settings_and
 
 
 def test_apply_over_an_applied_manifest_keeps_what_kubectl_set_env_has_added():
-    live = set_env(STOCK, "ENABLE_PREFIX_DELEGATION_OF_TODAY", "true")
+    live = set_env(STOCK, "MINIMUM_IP_TARGET", "8")
     merged = pod_spec(apply(live, OURS, STOCK))
     assert set(named(merged["containers"])) == {"aws-node"}
-    assert "ENABLE_PREFIX_DELEGATION_OF_TODAY" in named(named(merged["containers"])["aws-node"]["env"])
+    assert "MINIMUM_IP_TARGET" in named(named(merged["containers"])["aws-node"]["env"])
 
 
 def test_the_api_server_would_not_refuse_that():
