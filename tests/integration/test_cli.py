@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from vpccni.cli import main as cli
+from vpccni.cli import taking_over
 from vpccni.cli.output import eni_table
 from vpccni.errors import EXPLANATIONS, Reason
 from vpccni.events.codec import KINDS
@@ -439,6 +440,64 @@ def test_install_writes_no_conflist_when_there_is_no_executable(run, tmp_path):
     assert code == 1
     assert "none" in err
     assert not (tmp_path / "c").exists()
+
+
+# -- take-over --------------------------------------------------------------------------------------------
+
+
+def test_take_over_without_check_is_wrong_usage(run):
+    code, out, err = run("take-over")
+    assert (code, out) == (2, "")
+    assert "Say --check" in err
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"), [((), "vpccni 9.9.9 serves this node already"), (("--json",), "9.9.9")]
+)
+def test_a_node_that_we_serve_needs_no_check(agent, run, monkeypatch, asked, words):
+    monkeypatch.setattr(taking_over, "AGENT_SOCKET", agent.path.name)
+    code, out, err = run("take-over", "--check", "--run-dir", agent.path.parent, *asked)
+    assert (code, err) == (0, "")
+    assert words in out
+
+
+@pytest.mark.parametrize("reason", ["take_over_refused", "another_agent", "recovering"])
+def test_an_agent_that_waits_for_the_node_does_not_serve_it(agent, monkeypatch, reason):
+    monkeypatch.setattr(taking_over, "AGENT_SOCKET", agent.path.name)
+    agent.said["/v1/status"] = NOT_READY | {"reason": reason}
+    assert taking_over._served_by_us(agent.path.parent) == ""
+    agent.said["/v1/status"] = NOT_READY
+    assert taking_over._served_by_us(agent.path.parent) == "vpccni 9.9.9"
+
+
+def test_an_agent_that_does_not_answer_does_not_serve_the_node(tmp_path):
+    (tmp_path / "vpccni.sock").touch()
+    assert taking_over._served_by_us(tmp_path) == ""
+    assert taking_over._served_by_us(tmp_path / "nowhere") == ""
+
+
+def test_where_to_look_is_read_from_settings_that_are_refused():
+    settings, refused = taking_over._read_settings(
+        {
+            "ENABLE_POD_ENI": "true",
+            "AWS_VPC_K8S_CNI_VETHPREFIX": "veth",
+            "AWS_VPC_K8S_CNI_BACKING_STORE": "/somewhere/ipam.json",
+            "MY_NODE_NAME": "node-1",
+        }
+    )
+    assert refused is not None
+    assert refused.reason is Reason.FEATURE_NOT_SUPPORTED
+    assert (settings.veth_prefix, settings.backing_store) == ("veth", "/somewhere/ipam.json")
+    assert settings.node_name == "node-1"
+
+
+def test_a_veth_prefix_that_is_none_is_refused_and_the_rest_is_read():
+    settings, refused = taking_over._read_settings(
+        {"AWS_VPC_K8S_CNI_VETHPREFIX": "far-too-long", "MY_NODE_NAME": "node-1"}
+    )
+    assert refused is not None
+    assert refused.reason is Reason.BAD_SETTING
+    assert (settings.veth_prefix, settings.node_name) == ("eni", "node-1")
 
 
 # -- the command line as a whole --------------------------------------------------------------------------

@@ -47,7 +47,9 @@ IMDS: Final = "imds"
 POLICIES: Final = "policy_endpoints"
 PINS: Final = "bpf"
 PATIENCE_S: Final = 5.0
-"""For each source that may not answer."""
+"""For the kernel, IMDS and the BPF filesystem, each."""
+API_PATIENCE_S: Final = 3.0
+"""For a question to the API server, which only adds names and policies."""
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 
 T = TypeVar("T")
@@ -117,13 +119,13 @@ async def look(settings: Settings, places: Places, settings_refused: Refused | N
     return Look(findings=findings, counts=_counts(kernel, cache, files, pods, enis, pins, policies))
 
 
-async def _told(question: Awaitable[T]) -> tuple[T | None, str]:
+async def _told(question: Awaitable[T], patience_s: float = PATIENCE_S) -> tuple[T | None, str]:
     """The answer and ``read``, or ``None`` and why there is none."""
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             return await question, READ
     except TimeoutError:
-        return None, f"unreadable: no answer in {PATIENCE_S:g} s"
+        return None, f"unreadable: no answer in {patience_s:g} s"
     except VpccniError as error:
         return None, f"unreadable: {error.detail or error.reason}"
 
@@ -162,7 +164,8 @@ async def _ask_cluster(
     if node is None:
         return (None, ABSENT), (None, ABSENT)
     try:
-        return await _told(node.pods()), await _told(node.policy_endpoints())
+        pods = await _told(node.pods(), API_PATIENCE_S)
+        return pods, await _told(node.policy_endpoints(), API_PATIENCE_S)
     finally:
         await node.close()
 

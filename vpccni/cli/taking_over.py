@@ -24,6 +24,7 @@ from vpccni.evidence import ABSENT, API_SERVER, CHECKPOINT, KERNEL, READ, RUNTIM
 from vpccni.settings import Settings, read_settings
 from vpccni.takeover import Caution, Findings, Found, Objection, pod_text
 
+AGENT_SOCKET: Final = "vpccni.sock"
 COULD_NOT_LOOK: Final = USAGE
 _WAITING_REASONS: Final = frozenset({Reason.TAKE_OVER_REFUSED, Reason.ANOTHER_AGENT, Reason.RECOVERING})
 """With these an agent of ours is there and has not taken the node."""
@@ -125,7 +126,7 @@ def take_over(
 
 def _served_by_us(run_dir: Path) -> str:
     """Which vpccni serves this node; empty when none does, or one that waits for the node."""
-    socket = run_dir / "vpccni.sock"
+    socket = run_dir / AGENT_SOCKET
     if not socket.exists():
         return ""
     try:
