@@ -100,8 +100,7 @@ async def look(settings: Settings, places: Places, settings_refused: Refused | N
     if not pins and pins_status == READ and not _is_bpf_mounted(places.bpf):
         pins, pins_status = None, ABSENT
     sources = {KERNEL: kernel_status, RUNTIME_CACHE: cache.status}
-    for file in files:
-        sources[CHECKPOINT if not file.card else f"{CHECKPOINT}_nic_{file.card}"] = file.status
+    sources |= {source_of(file): file.status for file in files}
     sources |= {IMDS: imds_status, API_SERVER: pods_status, POLICIES: policies_status, PINS: pins_status}
     evidence = Evidence(kernel=kernel, cache=cache, checkpoints=files, pods=pods, sources=sources)
     now = SystemClock(places.boot_id).now()
@@ -190,19 +189,30 @@ def _counts(
     policies: tuple[str, ...] | None,
 ) -> dict[str, str]:
     """How much each source told, in words, for those that were read."""
-    told = {RUNTIME_CACHE: f"{len(cache.entries)} results"}
-    told |= {
-        CHECKPOINT if not file.card else f"{CHECKPOINT}_nic_{file.card}": f"{len(file.rows)} rows"
-        for file in files
+    told = {
+        RUNTIME_CACHE: counted(len(cache.entries), "result"),
+        **{source_of(file): counted(len(file.rows), "row") for file in files},
     }
-    if kernel is not None:
-        told[KERNEL] = f"{len(kernel.veths)} host interfaces of pods"
     for name, found, what in (
-        (API_SERVER, pods, "pods"),
-        (IMDS, enis, "ENIs"),
-        (PINS, pins, "programs of network policies"),
-        (POLICIES, policies, "network policies"),
+        (KERNEL, kernel.veths if kernel is not None else None, "host interface"),
+        (API_SERVER, pods, "pod"),
+        (IMDS, enis, "ENI"),
+        (PINS, pins, "program of network policies"),
+        (POLICIES, policies, "network policy"),
     ):
         if found is not None:
-            told[name] = f"{len(found)} {what}"
+            told[name] = counted(len(found), what)
     return told
+
+
+def source_of(file: CheckpointFile) -> str:
+    """The name of a checkpoint file as a source."""
+    return CHECKPOINT if not file.card else f"{CHECKPOINT}_nic_{file.card}"
+
+
+def counted(number: int, what: str) -> str:
+    """A number and what is counted, in the plural where that is right."""
+    if number == 1:
+        return f"1 {what}"
+    noun, of, rest = what.partition(" of ")
+    return f"{number} {noun.removesuffix('y')}{'ies' if noun.endswith('y') else 's'}{of}{rest}"

@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from vpccni.cli.looking import IMDS, PINS, POLICIES, Look, Places, look
+from vpccni.cli.looking import IMDS, PINS, POLICIES, Look, Places, counted, look
 from vpccni.cli.output import console, plain_table, print_json
 from vpccni.cli.problems import NOT_GOOD, USAGE, CommandError
 from vpccni.cli.unix_http import UnixHttp
@@ -216,13 +216,13 @@ def _print(looked: Look, out: Console) -> None:
     findings = looked.findings
     out.print(_heading("Looked at"))
     out.print(_indented(_source_table(looked)))
-    holds = sum(one.is_hold for one in findings.found)
     out.print()
     if findings.found:
-        told = f"Would be taken over: {_count(len(findings.found) - holds, 'lease')}"
-        out.print(
-            _heading(told + (f", {_count(holds, 'hold')} (address without a known sandbox)" if holds else ""))
-        )
+        holds = sum(one.is_hold for one in findings.found)
+        leases = len(findings.found) - holds
+        told = [counted(leases, "lease")] if leases else []
+        told += [f"{counted(holds, 'hold')} (address whose sandbox is not known)"] if holds else []
+        out.print(_heading(f"Would be taken over: {', '.join(told)}"))
         out.print(_indented(_found_table(findings)))
     else:
         out.print(_heading("No pod was found that would be taken over."))
@@ -254,7 +254,7 @@ def _print_item(item: Objection | Caution, number: int, out: Console) -> None:
     if any(name not in item.sentence for name in names):
         lines.append(Text(f"all: {', '.join(names)}"))
     if item.next_action:
-        lines.append(Text("→ ", style="bold") + Text(item.next_action))
+        lines.append(Text.assemble(("→ ", "bold"), item.next_action))
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -265,7 +265,7 @@ def _print_item(item: Objection | Caution, number: int, out: Console) -> None:
 def _print_end(findings: Findings, out: Console) -> None:
     code = _exit_code(findings)
     if code == NOT_GOOD:
-        number = _count(len(findings.objections), "thing")
+        number = counted(len(findings.objections), "thing")
         verb = "stands" if len(findings.objections) == 1 else "stand"
         out.print(f"This node cannot be taken over: {number} {verb} in the way.", style="bold red")
         out.print("Nothing was changed. Do what is said above, and check again.")
@@ -317,7 +317,3 @@ def _heading(text: str, style: str = "") -> Text:
 
 def _indented(what: Table) -> Padding:
     return Padding(what, (0, 0, 0, 2), expand=False)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")

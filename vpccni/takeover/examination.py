@@ -22,7 +22,16 @@ from typing import Final
 from vpccni.datapath.names import host_veth_name, is_our_alias
 from vpccni.errors import EXPLANATIONS, Reason, Refused
 from vpccni.evidence import KERNEL, CachedResult, Claim, Evidence, HostVeth, Verdict
-from vpccni.model import Address, EniFacts, PodRef, Stamp, cidr_size, device_of_table, is_inside
+from vpccni.model import (
+    Address,
+    EniFacts,
+    PodRef,
+    Stamp,
+    address_number,
+    cidr_size,
+    device_of_table,
+    is_inside,
+)
 from vpccni.takeover.findings import Caution, Findings, Found, Objection, distinct, pod_text, some
 from vpccni.takeover.policies import KIND as POLICIES
 from vpccni.takeover.policies import identifier_of, judge_policies
@@ -109,7 +118,10 @@ class _Examination:
     def findings(self, living: str) -> Findings:
         """Everything so far."""
         return Findings(
-            found=tuple(map(self._found, self._verdict.claims)),
+            found=tuple(
+                self._found(claim)
+                for claim in sorted(self._verdict.claims, key=lambda claim: address_number(claim.address))
+            ),
             objections=tuple(self._objections),
             cautions=tuple(self._cautions),
             gaps=tuple(self._gaps),
@@ -163,7 +175,7 @@ class _Examination:
             self._object(
                 "branch_enis",
                 f"{_have(pods)} a branch ENI (security groups for pods), which vpccni cannot serve yet",
-                "Move them to nodes that amazon-vpc-cni-k8s goes on serving, or leave this node to it.",
+                "Move such pods to nodes that amazon-vpc-cni-k8s goes on serving, or leave this node to it.",
                 pods,
             )
 
@@ -184,7 +196,7 @@ class _Examination:
             self._object(
                 "other_cards",
                 f"{_have(pods)} an address on another network card than the first, which vpccni cannot serve yet",
-                "Move them to nodes that amazon-vpc-cni-k8s goes on serving, or leave this node to it.",
+                "Move such pods to nodes that amazon-vpc-cni-k8s goes on serving, or leave this node to it.",
                 pods,
             )
 
@@ -329,7 +341,7 @@ class _Examination:
     ) -> None:
         names = distinct(pods)
         if names:
-            sentence = f"{sentence.removesuffix('.')}: {some(names)}."
+            sentence += f" Pods: {some(names)}." if sentence.endswith(".") else f": {some(names)}."
         self._objections.append(
             Objection(reason=reason, kind=kind, sentence=sentence, next_action=next_action, pods=names)
         )

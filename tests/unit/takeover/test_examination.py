@@ -126,6 +126,11 @@ def test_a_pod_that_only_the_api_server_names_is_named_in_the_answer():
     assert one.pod == WEB
 
 
+def test_addresses_are_told_in_their_order_as_numbers():
+    rows = [row(PodRef("default", f"web-{octet}"), f"10.0.0.{octet}") for octet in (10, 9, 100)]
+    assert [one.address for one in answer(found(rows=rows)).found] == ["10.0.0.9", "10.0.0.10", "10.0.0.100"]
+
+
 # -- branch ENIs --------------------------------------------------------------------------------------
 
 
@@ -310,6 +315,7 @@ def test_enforced_network_policies_are_refused_and_their_pods_named():
     assert (objection.reason, objection.kind) == (Reason.TAKE_OVER_REFUSED, "network_policies")
     assert objection.pods == ("default/web-5d4f-abcde",)
     assert "default/web-x2x" in objection.sentence
+    assert objection.sentence.endswith(" Pods: default/web-5d4f-abcde.")
 
 
 def test_a_pin_without_a_policy_refuses_nothing():
