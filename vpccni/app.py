@@ -203,12 +203,12 @@ def _paths(settings: Settings, options: argparse.Namespace) -> Paths:
         pid=options.run_dir / "vpccni.pid",
         spool=options.spool or options.run_dir / "spool",
         boot_id=options.boot_id_path,
-        checkpoint=_checkpoint_path(settings.backing_store, options.run_dir),
+        checkpoint=checkpoint_path(settings.backing_store, options.run_dir),
         cni_results=options.cni_results_dir,
     )
 
 
-def _checkpoint_path(setting: str, run_dir: Path) -> Path:
+def checkpoint_path(setting: str, run_dir: Path) -> Path:
     """Where the checkpoint file is: as set, else where the original has it; of another run directory, in that."""
     if setting == Settings().backing_store and run_dir != RUN_DIR:
         return run_dir / Path(setting).name

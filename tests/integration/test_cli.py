@@ -548,3 +548,10 @@ def test_the_agents_entry_does_not_import_the_command_lines_libraries():
     script = f"import sys, vpccni.app; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_command_that_only_asks_starts_without_the_adapters():
+    heavy = ["aiohttp", "kubernetes_asyncio", "sqlalchemy", "vpccni.adapters.kernel", "vpccni.app"]
+    script = f"import sys, vpccni.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
