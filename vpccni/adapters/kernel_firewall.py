@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from vpccni.adapters.netlink import NetlinkError, NetlinkSocket, attr_text
 from vpccni.adapters.kernel_iptables import MARKER_CHAINS, TABLES, originals, removal_script
+from vpccni.adapters.netlink import NetlinkError, NetlinkSocket, attr_text
 from vpccni.datapath.numbers import NFT_FAMILY
 from vpccni.datapath.objects import FirewallPart, FirewallSeen
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, Any, Final
 
+import msgspec
 import typer
 
 from vpccni.cli.output import console, print_json
@@ -30,13 +32,21 @@ def hand_back(
         int,
         typer.Option("--wait", metavar="SECONDS", help="How long to wait for the node to be ready.", min=1),
     ] = 600,
+    state_dir: Annotated[
+        Path, typer.Option("--state-dir", help="With --finish: the directory of the event log.")
+    ] = Path("/var/lib/aws-node"),
+    run_dir: Annotated[
+        Path, typer.Option("--run-dir", help="With --finish: where the original has its socket.")
+    ] = Path("/var/run/aws-node"),
     as_json: JsonOption = False,
 ) -> None:
-    """Hand this node back to amazon-vpc-cni-k8s. Pods keep their addresses and their connections.
+    """Hand this node back to amazon-vpc-cni-k8s.
 
-    From now on every pod also has the original's routes and rules, and EC2 is not changed any more. The command
-    waits until the instance metadata service lists every pod's address, because the original forgets the pods
-    whose address it does not find there. Then it says that the original may be started.
+    Pods keep their addresses and their connections. From now on every pod
+    also has the original's routes and rules, and EC2 is not changed any more.
+    The command waits until the instance metadata service lists every pod's
+    address, because the original forgets pods whose address it does not find
+    there. Then it says that the original may be started. See docs/migrate.md.
 
     [bold]Examples[/bold]
       vpccni hand-back               [dim]# 1. prepare; wait until it says so[/dim]
@@ -47,9 +57,16 @@ def hand_back(
     if finish and cancel:
         raise CommandError("Give --finish or --cancel, not both.", USAGE)
     if finish:
-        from vpccni.cli.farewell import finish_hand_back
+        # The kernel adapter is for this alone: the other commands start without it.
+        from vpccni.cli.farewell import finish as take_away
 
-        finish_hand_back(as_json=as_json)
+        done = take_away(state_dir / "events.sqlite", run_dir)
+        words = (
+            f"Removed {done.routes} routes, {done.rules} rules and {done.aliases} marks"
+            + (" and the nft table" if done.nft_table else "")
+            + ". The node is the original's."
+        )
+        _say(msgspec.to_builtins(done), words, as_json=as_json)
         return
     agent = agent_at(socket, node)
     agent.post("/v1/mode", {"mode": "serve" if cancel else "hand_back"})
