@@ -77,7 +77,9 @@ def _leases_on_books(state: State) -> list[Finding]:
             held = state.enis.get(binding.eni)
             if held is None:
                 detail = f"lease {lease.id} is on {binding.eni}, which is not in the books"
-                found.append(Finding(BROKEN, "lease_without_eni", detail))
+                # A recovered one may be older than what EC2 has told: nothing of it is endangered.
+                severity = BROKEN if lease.origin == "add" else ODD
+                found.append(Finding(severity, "lease_without_eni", detail))
             elif not any(_contains(cidr, binding.address) for cidr in held.cidrs):
                 detail = f"{binding.address} of lease {lease.id} is not owned by {binding.eni}"
                 severity = BROKEN if lease.origin == "add" else ODD
