@@ -60,6 +60,8 @@ OUR_PLUGIN: Final = "aws-cni"
 _BOOT_SLACK_NS: Final = 2 * 10**9
 """Between the wall clock at boot and its first correction: evidence that is this little older is of this boot."""
 _NOTES_MAX: Final = 20
+_DIGITS: Final = 11
+"""Hexadecimal digits at the end of a host veth's name (``host_veth_name``)."""
 
 
 def judge(state: State, evidence: Evidence, now: Stamp, veth_prefix: str) -> Verdict:
@@ -74,32 +76,51 @@ def judge(state: State, evidence: Evidence, now: Stamp, veth_prefix: str) -> Ver
     return _Judge(state, evidence, now, veth_prefix).verdict()
 
 
-def is_unknown(veth: HostVeth, state: State) -> bool:
-    """Whether no lease of the log, open or ended, explains a host veth.
+class KnownVeths:
+    """The host veths that the log explains: those of open leases and those of leases that it has ended.
 
-    A veth without an alias is known by its index, or, while it is being wired, by its name and MAC.
+    A veth without an alias is known by its index, or, while it is being wired, by its MAC.
     """
-    open_leases = [(lease.key, lease.wired) for lease in state.leases.values()]
-    return not _explains(veth, open_leases) and not _has_ended(veth, state)
+
+    def __init__(self, state: State) -> None:
+        """Index the state as it is now; what changes later is not seen."""
+        rests = {rest.lease: rest for rest in (*state.rests.values(), *state.standing.values())}
+        self._open = _Known((lease.key, lease.wired) for lease in state.leases.values())
+        self._ended = _Known((rest.key, rest.wired) for rest in rests.values())
+
+    def explains(self, veth: HostVeth) -> bool:
+        """Whether a lease, open or ended, is the reason why the veth is there."""
+        return self._open.has(veth) or self._ended.has(veth)
+
+    def has_ended(self, veth: HostVeth) -> bool:
+        """Whether it is what is left of a lease that the log has ended."""
+        return not self._open.has(veth) and self._ended.has(veth)
 
 
-def _has_ended(veth: HostVeth, state: State) -> bool:
-    """Whether a veth is what is left of a lease that the log has ended."""
-    rests = {rest.lease: rest for rest in (*state.rests.values(), *state.standing.values())}
-    return _explains(veth, [(rest.key, rest.wired) for rest in rests.values()])
+class _Known:
+    """Veths by alias, by index and by MAC."""
 
+    def __init__(self, holders: Iterable[tuple[SandboxKey, SandboxWired | None]]) -> None:
+        self._aliases: set[str] = set()
+        self._indexes: set[int] = set()
+        self._keys: list[SandboxKey] = []
+        self._macs: set[str] | None = None
+        for key, wired in holders:
+            self._keys.append(key)
+            self._aliases.add(wired.alias if wired is not None else alias_of(key))
+            if wired is not None:
+                self._indexes.add(wired.host_ifindex)
 
-def _explains(veth: HostVeth, known: Iterable[tuple[SandboxKey, SandboxWired | None]]) -> bool:
-    for key, wired in known:
-        if wired is not None:
-            is_same = veth.alias == wired.alias if veth.alias else veth.ifindex == wired.host_ifindex
-            if is_same:
-                return True
-        elif veth.alias == alias_of(key):
+    def has(self, veth: HostVeth) -> bool:
+        if veth.alias:
+            return veth.alias in self._aliases
+        if veth.ifindex in self._indexes:
             return True
-        if not veth.alias and veth.mac == host_mac_of(key):
-            return True
-    return False
+        if (
+            self._macs is None
+        ):  # A digest each: made only when a veth without alias is not known by its index.
+            self._macs = {host_mac_of(key) for key in self._keys}
+        return veth.mac in self._macs
 
 
 class _Judge:
@@ -111,6 +132,7 @@ class _Judge:
         self._prefix = veth_prefix
         self._boot_ns = now.wall_ns - now.boottime_ns - _BOOT_SLACK_NS
         self._boot_id = now.boot_id
+        self._known = KnownVeths(state)
         self._notes: list[str] = []
         self._claims: dict[Address, Claim] = {}
         self._in_use: dict[Address, HostVeth] = {}
@@ -122,6 +144,16 @@ class _Judge:
         self._tables = kernel.from_tables if kernel is not None else {}
         self._cached = [one for one in evidence.cache.entries if self._is_ours(one)]
         self._rows = [row for file in evidence.checkpoints for row in self._rows_of(file)]
+        self._cached_by: dict[str, list[CachedResult]] = {}
+        for cached in self._cached:
+            for name in {*cached.host_ifnames, alias_of(cached.key)}:
+                self._cached_by.setdefault(name, []).append(cached)
+            if not cached.host_ifnames and cached.netns:
+                self._cached_by.setdefault(cached.netns, []).append(cached)
+        self._rows_by: dict[str, list[Row]] = {}
+        for row in self._rows:
+            self._rows_by.setdefault(row.address, []).append(row)
+            self._rows_by.setdefault(_digits_of(row.pod), []).append(row)
         # A finished pod may still list an address that another one has by now.
         living = [pod for pod in evidence.pods or () if not pod.is_finished]
         self._pods = {address: pod for pod in living for address in pod.addresses}
@@ -185,16 +217,20 @@ class _Judge:
     # -- the kernel -------------------------------------------------------------------------------
 
     def _judge_veth(self, veth: HostVeth) -> None:
-        open_leases = [(lease.key, lease.wired) for lease in self._state.leases.values()]
-        if not _explains(veth, open_leases) and _has_ended(veth, self._state):
+        if self._known.has_ended(veth):
             return  # Its DEL has come; the veth dies with its namespace.
         addresses = [one for one in (veth.routed or veth.inside) if _is_of_a_pod(one)]
         if not veth.routed and len(addresses) > 1:
             told = {one for cached in self._named_by(veth) for one in cached.addresses}
-            told |= {row.address for row in self._rows if self._is_of_pod(row, veth)}
+            told |= {
+                row.address
+                for one in addresses
+                for row in self._rows_by.get(one, ())
+                if _is_of_pod(row, veth)
+            }
             addresses = [one for one in addresses if one in told] or addresses
         if not addresses:
-            if is_unknown(veth, self._state) and not self._is_told_by_name(veth):
+            if not self._known.explains(veth) and not self._is_told_by_name(veth):
                 self._unexplained.append(veth)
             return
         for count, address in enumerate(addresses):
@@ -266,13 +302,8 @@ class _Judge:
 
     def _named_by(self, veth: HostVeth) -> list[CachedResult]:
         """Cached results that name this veth, those of its namespace and the newest last."""
-        found = [
-            one
-            for one in self._cached
-            if veth.ifname in one.host_ifnames
-            or (is_our_alias(veth.alias) and veth.alias == alias_of(one.key))
-            or (not one.host_ifnames and one.netns and one.netns == veth.netns)
-        ]
+        names = [veth.ifname, veth.netns] + ([veth.alias] if is_our_alias(veth.alias) else [])
+        found = {one.file: one for name in names if name for one in self._cached_by.get(name, ())}.values()
         return sorted(found, key=lambda one: (bool(veth.netns) and one.netns == veth.netns, one.modified_ns))
 
     def _cached_of(self, veth: HostVeth, address: Address) -> CachedResult | None:
@@ -282,22 +313,14 @@ class _Judge:
         return found[-1] if found else None
 
     def _row_of(self, veth: HostVeth, address: Address) -> Row | None:
-        found = [row for row in self._rows if row.address == address and self._is_of_pod(row, veth)]
+        found = [row for row in self._rows_by.get(address, ()) if _is_of_pod(row, veth)]
         if is_our_alias(veth.alias):
             found = [row for row in found if veth.alias == alias_of(row.key)]
         return max(found, key=lambda row: row.allocated_ns, default=None)
 
-    def _is_of_pod(self, row: Row, veth: HostVeth) -> bool:
-        """Whether a row's pod is the one that the veth is named after; a row without a name contradicts nobody."""
-        if not (row.pod.namespace and row.pod.name):
-            return True
-        return veth.ifname[-11:] == host_veth_name("", row.pod.namespace, row.pod.name)
-
     def _is_told_by_name(self, veth: HostVeth) -> bool:
         """Whether a cached result or a row that names this veth has an address, which is then held for it."""
-        return bool(self._named_by(veth)) or any(
-            row.pod.name and self._is_of_pod(row, veth) for row in self._rows
-        )
+        return bool(self._named_by(veth) or self._rows_by.get(veth.ifname[-_DIGITS:]))
 
     # -- what only files tell ---------------------------------------------------------------------
 
@@ -450,10 +473,11 @@ def _key_of_alias(alias: str) -> SandboxKey | None:
     return SandboxKey(OUR_NETWORK, container_id, ifname)
 
 
-def is_host_veth(kind: str, veth: HostVeth, veth_prefix: str) -> bool:
-    """Whether a link may be the host end of a pod's interface: ours by its alias, the original's by its name."""
-    if kind != "veth":
-        return False
-    digits = veth.ifname.removeprefix(veth_prefix)
-    is_named = veth.ifname != digits and len(digits) == 11 and not digits.strip("0123456789abcdef")
-    return is_our_alias(veth.alias) or is_named
+def _digits_of(pod: PodRef) -> str:
+    """The end of the name that the original gives to a pod's host veth; empty for a pod without a name."""
+    return host_veth_name("", pod.namespace, pod.name) if pod.namespace and pod.name else ""
+
+
+def _is_of_pod(row: Row, veth: HostVeth) -> bool:
+    """Whether a row's pod is the one that the veth is named after; a row without a name contradicts nobody."""
+    return veth.ifname[-_DIGITS:] == (_digits_of(row.pod) or veth.ifname[-_DIGITS:])

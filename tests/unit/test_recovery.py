@@ -26,7 +26,7 @@ from vpccni.model import Address, Cidr, EniId, Mac, PodRef, SandboxKey, Stamp
 from vpccni.planner import commands as c
 from vpccni.planner.doctor import examine
 from vpccni.projections.state import State
-from vpccni.recovery import is_host_veth, is_unknown, judge
+from vpccni.recovery import KnownVeths, judge
 
 NOW = Stamp(MORNING, 3600 * SECOND, "boot-1")
 THIS_BOOT_NS = MORNING - 600 * SECOND
@@ -49,6 +49,10 @@ def original(pod: PodRef = WEB, address: str = ADDRESS, **fields) -> HostVeth:
         routed=(Address(address),),
     )
     return msgspec.structs.replace(found, **fields)
+
+
+def is_known(veth: HostVeth, state: State) -> bool:
+    return KnownVeths(state).explains(veth)
 
 
 def ours(name: str = "web", address: str = ADDRESS, **fields) -> HostVeth:
@@ -331,28 +335,12 @@ def test_a_lease_that_is_younger_than_the_checkpoint_has_no_source_against_it(no
 
 def test_a_veth_is_known_by_its_alias_its_index_or_while_it_is_wired_by_its_mac(node):
     lease(node, "web")
-    assert not is_unknown(ours("web"), node.state)
-    assert not is_unknown(original(ifindex=7), node.state)
-    assert is_unknown(original(ifindex=8), node.state)
+    assert is_known(ours("web"), node.state)
+    assert is_known(original(ifindex=7), node.state)
+    assert not is_known(original(ifindex=8), node.state)
     node.add("next")
-    assert not is_unknown(original(ifindex=8, mac=host_mac_of(key_of("next"))), node.state)
-    assert is_unknown(ours("other"), node.state)
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "alias", "is_one"),
-    [
-        ("veth", "eni0123456789a", "", True),
-        ("veth", "eni0123456789", "", False),
-        ("veth", "eni0123456789g", "", False),
-        ("veth", "veth12345", "vpccni:c:eth0", True),
-        ("", "eni0123456789a", "", False),
-        ("veth", "cali0123456789a", "", False),
-    ],
-)
-def test_what_may_be_the_host_end_of_a_pod(kind, name, alias, is_one):
-    veth = HostVeth(ifindex=1, ifname=name, mac=Mac(""), alias=alias)
-    assert is_host_veth(kind, veth, "eni") is is_one
+    assert is_known(original(ifindex=8, mac=host_mac_of(key_of("next"))), node.state)
+    assert not is_known(ours("other"), node.state)
 
 
 # -- when it was used last --------------------------------------------------------------------------
@@ -569,4 +557,4 @@ def test_a_veth_of_a_lease_that_has_ended_is_nobodys(node):
     verdict = judge(node.state, evidence(veths=[ours("web", address, routed=())]), node.now, "eni")
     assert (verdict.claims, verdict.unexplained) == ((), ())
     node.ask(c.NoteUnwired(tuple(node.state.standing)))
-    assert not is_unknown(ours("web", address), node.state), "it was seen just before it was gone"
+    assert is_known(ours("web", address), node.state), "it was seen just before it was gone"

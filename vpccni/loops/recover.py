@@ -27,6 +27,7 @@ import msgspec
 import structlog
 
 from vpccni.datapath.objects import LinkChange, LinkSeen
+from vpccni.datapath.survey import is_host_veth
 from vpccni.errors import Reason, Refused, VpccniError
 from vpccni.evidence import (
     API_SERVER,
@@ -45,7 +46,7 @@ from vpccni.loops.write import Writer
 from vpccni.model import LeaseId, Mac, Stamp
 from vpccni.planner import commands as c
 from vpccni.ports import Checkpoints, Clock, Kernel, KubernetesNode, Predecessor, RuntimeCache, Spool
-from vpccni.recovery import is_host_veth, is_unknown, judge
+from vpccni.recovery import KnownVeths, judge
 from vpccni.takeover import Findings, check
 
 _log = structlog.get_logger("recover")
@@ -123,7 +124,9 @@ class Recovery:
 
     async def confirm(self, links: Sequence[LinkSeen]) -> None:
         """The kernel was just read: a veth that the log does not explain means that the log is not whole."""
-        if self.is_done and any(self._is_unknown(link) for link in links):
+        known = KnownVeths(self._writer.state)
+        pods = [link for link in links if is_host_veth(link, self._veth_prefix)]
+        if self.is_done and not all(known.explains(_as_host_veth(link)) for link in pods):
             await self._guarded(lambda: self._search("unknown_veth"))
 
     # -- the loop ---------------------------------------------------------------------------------
@@ -142,11 +145,11 @@ class Recovery:
     def note_link(self, change: LinkChange) -> None:
         """A link of the node changed: a host veth that nobody knows may be somebody else's pod."""
         link = change.link
-        if change.kind == "removed" or not self._is_unknown(link):
+        if change.kind == "removed" or not is_host_veth(link, self._veth_prefix):
             self._unknown.pop(link.ifindex, None)
-            return
-        now = asyncio.get_running_loop().time()
-        self._unknown.setdefault(link.ifindex, (link, now))
+        else:
+            # Nearly always one that is being wired: whether the log explains it is asked when it has an age.
+            self._unknown[link.ifindex] = (link, asyncio.get_running_loop().time())
 
     def note_export(self, stamp: tuple[int, ...]) -> None:
         """We wrote the checkpoint file: this is how it looks now."""
@@ -218,15 +221,26 @@ class Recovery:
             if self._is_lost:
                 return "marker_without_log"
             return "another_machine" if state.identity_boot else "new_log"
-        loop_time = asyncio.get_running_loop().time()
-        if any(loop_time - since >= UNKNOWN_PATIENCE_S for _, since in self._unknown.values()):
-            return "unknown_veth"
-        if state.survey.unexplained:
+        if state.survey.unexplained or self._has_unknown():
             return "unknown_veth"
         if self.is_done and not was_here:
             return ""
         files = await self._checkpoints.read()
         return _why_of(files[0], self._clock.now(), state.log_id, state.head, self._imported())
+
+    def _has_unknown(self) -> bool:
+        """Whether a veth that appeared a while ago is still explained by no lease."""
+        now = asyncio.get_running_loop().time()
+        aged = [link for link, since in self._unknown.values() if now - since >= UNKNOWN_PATIENCE_S]
+        if not aged:
+            return False
+        known, is_any = KnownVeths(self._writer.state), False
+        for link in aged:
+            if known.explains(_as_host_veth(link)):
+                del self._unknown[link.ifindex]
+            else:
+                is_any = True
+        return is_any
 
     def _imported(self) -> str:
         imported = self._writer.state.imported
@@ -351,10 +365,6 @@ class Recovery:
         return (now.wall_ns - (now.boottime_ns - max(here)) if here else 0), READ
 
     # -- what follows -----------------------------------------------------------------------------
-
-    def _is_unknown(self, link: LinkSeen) -> bool:
-        veth = _as_host_veth(link)
-        return is_host_veth(link.kind, veth, self._veth_prefix) and is_unknown(veth, self._writer.state)
 
     async def _finish(self) -> None:
         was_done, self.is_done = self.is_done, True
