@@ -1,12 +1,15 @@
 """What docs/migrate.md says of the cluster's objects is true of ours and of those of amazon-vpc-cni-k8s."""
 
 import json
+import shlex
+import subprocess
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.deploy_manifest import deploy_manifest
+from tests.deploy_manifest import DEPLOY, deploy_manifest
 from tests.strategic_merge import apply
 
 FACTS = json.loads((Path(__file__).parents[2] / "data" / "stock-manifest.json").read_text())
@@ -144,6 +147,44 @@ def test_our_role_is_not_enough_for_the_original():
     assert not allowed(stock_object("ClusterRole")["rules"]) <= allowed(
         deploy_manifest()["ClusterRole"]["rules"]
     )
+
+
+# -- the page's own commands --------------------------------------------------------------------------
+
+PAGE = (DEPLOY.parent / "docs" / "migrate.md").read_text()
+
+
+def command(start):
+    (found,) = [line for line in PAGE.splitlines() if line.startswith(start)]
+    return found
+
+
+def test_the_page_creates_our_daemon_set_so_that_each_node_waits_to_be_told(tmp_path):
+    """Only the strategy differs, which ``OnDelete`` has without parameters."""
+    script = command("sed ").replace("deploy/aws-node.yaml", str(DEPLOY / "aws-node.yaml"))
+    subprocess.run(["sh", "-ec", script], cwd=tmp_path, check=True)
+    made = {
+        each["kind"]: each for each in yaml.safe_load_all((tmp_path / "aws-node-on-delete.yaml").read_text())
+    }
+    assert made["DaemonSet"]["spec"].pop("updateStrategy") == {"type": "OnDelete"}
+    ours = deploy_manifest()
+    strategy = ours["DaemonSet"]["spec"].pop("updateStrategy")
+    assert made == ours
+
+    patched = json.loads(shlex.split(command("kubectl patch "))[-1])
+    assert apply({"type": "OnDelete"}, patched["spec"]["updateStrategy"]) == strategy
+
+
+def test_the_page_deletes_daemon_sets_without_their_pods_and_applies_none():
+    deletes = [line for line in PAGE.splitlines() if line.startswith("kubectl delete daemonset")]
+    assert deletes == ["kubectl delete daemonset aws-node -n kube-system --cascade=orphan"] * 2
+    applied = [line for line in PAGE.splitlines() if line.startswith("kubectl apply")]
+    assert applied == ["kubectl apply -f deploy/take-over-check.yaml"]
+
+
+def test_the_page_names_what_apply_would_keep():
+    for name in (POLICY_AGENT, INIT, "kubectl set env"):
+        assert name in PAGE
 
 
 def allowed(rules):
