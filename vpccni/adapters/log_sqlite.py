@@ -6,9 +6,7 @@ that passed is opened for writing, by one connection of aiosqlite that stays ope
 (reading, checkpoints, migrations) goes through SQLAlchemy on that same connection. SQLAlchemy is imported when
 it is first needed, on a thread: 0.25 s of the processor that would stand between a restart and the first ADD.
 
-A batch is one hop to aiosqlite's thread: the batch is staged on the connection and ``commit`` runs
-``BEGIN IMMEDIATE``, all inserts and ``COMMIT`` there. (One hop costs 0.1 ms, each statement through
-SQLAlchemy's async layer 0.5 ms.) With ``synchronous=FULL`` the COMMIT returns
+A batch is one hop to aiosqlite's thread (see ``log_batch``). With ``synchronous=FULL`` its COMMIT returns
 after the -wal was synced. The -wal is not truncated between checkpoints, and lengthened ahead of the
 batches when nobody is at work: a sync that only writes over blocks waits for no journal of the filesystem's.
 
@@ -28,7 +26,6 @@ import contextlib
 import functools
 import importlib
 import sqlite3
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiosqlite
 
 from vpccni.adapters.finish import finish
+from vpccni.adapters.log_batch import BatchConnection, Work
 from vpccni.adapters.log_files import LogFiles, is_no_space, reading
 from vpccni.adapters.log_format import (
     EVENT_COLUMNS,
@@ -92,75 +90,12 @@ WAL_AHEAD: Final = 16
 WAL_SLICES: Final = 128
 """Made in slices of this part, each half a MiB: a batch waits for one at most."""
 
-BUSY_TIMEOUT_MS: Final = 250
-"""How long a foreign lock (somebody's ``sqlite3`` shell) may hold up a batch. Readers never do."""
-
-_PRAGMAS: Final = (
-    f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",  # NORMAL would lose acknowledged leases at power loss
-    "PRAGMA wal_autocheckpoint = 0",  # a checkpoint is several syncs: never inside an ADD
-)
-
 _TORN_NOTE: Final = (
     "the last transaction of the -wal was not whole and was given up: it was being written when power was lost, "
     "or its frames are damaged"
 )
 
 _SUSPECT_CODES: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-_Work = Callable[[sqlite3.Connection], None]
-
-
-class _BatchConnection(sqlite3.Connection):
-    """A connection on which ``commit`` is a whole transaction: begin, the staged work, commit.
-
-    Work is staged by the loop's thread and done by aiosqlite's, in the same order.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._staged: deque[tuple[_Work, LogFault | None, Callable[[], None] | None]] = deque()
-        for pragma in _PRAGMAS:
-            self.execute(pragma)
-
-    def stage(self, work: _Work, fault: LogFault | None, then: Callable[[], None] | None) -> None:
-        """Have the next ``commit`` do this work in one transaction, and ``then`` this."""
-        self._staged.append((work, fault, then))
-
-    def commit(self) -> None:
-        """Do the staged work, all or nothing; without staged work an ordinary commit.
-
-        Raises:
-            sqlite3.Error: Nothing is pending on the connection afterwards; what became of the batch
-                depends on the error.
-        """
-        if not self._staged:
-            super().commit()
-            return
-        work, fault, then = self._staged.popleft()
-        try:
-            self.execute("BEGIN IMMEDIATE")
-            work(self)
-            _strike(fault, LogFault.DISK_FULL, LogFault.LOST)
-            self.execute("COMMIT")
-        except BaseException:
-            if self.in_transaction:
-                self.execute("ROLLBACK")
-            raise
-        _strike(fault, LogFault.APPLIED)
-        if then is not None:
-            then()
-
-
-def _strike(fault: LogFault | None, *here: LogFault) -> None:
-    """Raise what SQLite would, when a test asked for a failure at this point."""
-    if fault not in here:
-        return
-    is_full = fault is LogFault.DISK_FULL
-    error = sqlite3.OperationalError("database or disk is full" if is_full else "disk I/O error")
-    error.sqlite_errorcode = sqlite3.SQLITE_FULL if is_full else sqlite3.SQLITE_IOERR_FSYNC
-    raise error
 
 
 class SqliteLog:
@@ -199,7 +134,7 @@ class SqliteLog:
         self._wal_bytes_max = self._wal_threshold = wal_bytes_max
         self._lock = asyncio.Lock()
         self._driver: aiosqlite.Connection | None = None
-        self._batches: _BatchConnection | None = None
+        self._batches: BatchConnection | None = None
         self._connection: AsyncConnection | None = None
         self._head = Head(Seq(0), GENESIS)
         self._failure = ""
@@ -288,8 +223,8 @@ class SqliteLog:
         return found, is_torn
 
     async def _connect(self) -> None:
-        def factory(*args: Any, **kwargs: Any) -> _BatchConnection:
-            self._batches = _BatchConnection(*args, **kwargs)
+        def factory(*args: Any, **kwargs: Any) -> BatchConnection:
+            self._batches = BatchConnection(*args, **kwargs)
             return self._batches
 
         # Autocommit: a transaction begins where we say so.
@@ -398,7 +333,7 @@ class SqliteLog:
             await self._commit(write)
 
     async def _commit(
-        self, work: _Work, fault: LogFault | None = None, then: Callable[[], None] | None = None
+        self, work: Work, fault: LogFault | None = None, then: Callable[[], None] | None = None
     ) -> None:
         """Run one transaction on the connection's thread, and say what became of it."""
         if self._batches is None or self._driver is None:
