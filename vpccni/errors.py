@@ -45,6 +45,7 @@ class Reason(StrEnum):
     LOG_UNUSABLE = "log_unusable"
     LOG_VOLATILE = "log_volatile"
     LOG_IN_USE = "log_in_use"
+    LOG_REMOVED = "log_removed"
     INVARIANT_BROKEN = "invariant_broken"
     KERNEL_REFUSED = "kernel_refused"
     NETNS_GONE = "netns_gone"
@@ -186,6 +187,11 @@ EXPLANATIONS: Final[dict[Reason, Explanation]] = {
     Reason.LOG_IN_USE: Explanation(
         "Another agent holds the event log.",
         "Stop the other agent first; two writers are never right.",
+    ),
+    Reason.LOG_REMOVED: Explanation(
+        "The files of the event log were removed or replaced under the running agent and could not be put back yet.",
+        "Look at what the message says stands in the way. Do not restart the agent before that: "
+        "it holds the only copy of its log, and tries again every two seconds.",
     ),
     Reason.INVARIANT_BROKEN: Explanation(
         "A check of our own failed. The agent stopped changing EC2 and goes on serving from stock.",

@@ -56,6 +56,22 @@ class LogStart(msgspec.Struct, frozen=True, kw_only=True):
     is_lost: bool = False
 
 
+class LogRestored(msgspec.Struct, frozen=True, kw_only=True):
+    """What it took to make a log whole again at its path.
+
+    Attributes:
+        start: As ``EventLog.open`` gives it.
+        missing: Names of the files that were gone or replaced; empty when they were back already.
+        aside: Names under which the files now stand that somebody had put there instead.
+        events: How many events the log holds.
+    """
+
+    start: LogStart
+    missing: tuple[str, ...]
+    aside: tuple[str, ...]
+    events: int
+
+
 class EventLog(Protocol):
     """The one append-only file. One writer; readers see only what is durable."""
 
@@ -77,10 +93,33 @@ class EventLog(Protocol):
                 few small batches (DELs) will fit.
             OutcomeUnknownError: ``log_write_failed``. The batch may or may not be in the log: the log
                 takes nothing more until ``reopen``. A failed sync is never tried again.
+            OutcomeUnknownError: ``log_removed``. The batch was written into files that are no longer at the
+                log's path: the log takes nothing more until ``restore``, after which the batch is in it.
         """
 
     async def reopen(self) -> LogStart:
-        """Close without writing and open again, after an unknown outcome. Raises as ``open``."""
+        """Close without writing and open again, after an unknown outcome.
+
+        Raises:
+            TransientError: ``log_removed``: the files are not at the log's path. Nothing was closed: only
+                ``restore`` can save what they hold.
+            PermanentError: As ``open``. The log is closed.
+        """
+
+    async def missing(self) -> tuple[str, ...]:
+        """Names of the log's files that are not at their path any more, or are others there. Cheap."""
+
+    async def restore(self) -> LogRestored:
+        """Make the log whole again at its path, and open it there. To be called when files are missing.
+
+        Everything that the open files hold is copied into new ones, synced, and put in place in one step; what
+        somebody else put there is moved aside. Without a missing file it is a ``reopen``.
+
+        Raises:
+            TransientError: ``log_removed``: it cannot be done now (no space, a read-only disk). The open
+                files still hold everything; try again, and append nothing meanwhile.
+            PermanentError: ``log_in_use``: another agent has taken the path. Or as ``reopen``.
+        """
 
     async def read(self, after: Seq, limit: int) -> list[Record]:
         """Up to ``limit`` durable records that follow ``after``, in order."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
+import sqlite3
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +14,7 @@ import pytest
 from tests.data.event_samples import record, records
 from vpccni.adapters.log_format import LogFault, LogFaults
 from vpccni.adapters.log_memory import MemoryLog, MemoryStore
+from vpccni.adapters.log_schema import INSERT_EVENT, create_schema
 from vpccni.adapters.log_sqlite import SqliteLog
 from vpccni.errors import (
     InvariantBrokenError,
@@ -34,6 +38,22 @@ class Place(Protocol):
     async def die(self, log: EventLog) -> None:
         """The process that held the log is gone, without a word."""
 
+    def remove(self) -> None:
+        """Somebody removes the log's files."""
+
+    def replace(self) -> None:
+        """Somebody puts an older state of the log, with two events, in the place of the files."""
+
+    def kept_aside(self) -> int:
+        """How many events are in what was moved aside."""
+
+    def forbid(self) -> None:
+        """No file can be made from now on."""
+
+    def allow(self) -> None:
+        """Files can be made again."""
+
+
 
 class MemoryPlace:
     def __init__(self) -> None:
@@ -45,6 +65,22 @@ class MemoryPlace:
 
     async def die(self, log: EventLog) -> None:
         self.store.crash()
+
+    def remove(self) -> None:
+        self.store.remove()
+
+    def replace(self) -> None:
+        self.store.remove(instead=self.store.events[:2])
+
+    def kept_aside(self) -> int:
+        (kept,) = self.store.aside
+        return len(kept)
+
+    def forbid(self) -> None:
+        self.store.is_read_only = True
+
+    def allow(self) -> None:
+        self.store.is_read_only = False
 
 
 class SqlitePlace:
@@ -59,6 +95,34 @@ class SqlitePlace:
         assert isinstance(log, SqliteLog)
         await log._disconnect(is_writing=False)
         log._files.release()
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path.parent)
+
+    def replace(self) -> None:
+        older = self.path.with_name("older")
+        with contextlib.closing(sqlite3.connect(older, isolation_level=None)) as target:
+            create_schema(target)
+            with contextlib.closing(sqlite3.connect(self.path)) as source:
+                first = source.execute("SELECT * FROM event WHERE seq <= 2").fetchall()
+            target.executemany(INSERT_EVENT, first)
+        for suffix in ("-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink()
+        older.rename(self.path)
+
+    def kept_aside(self) -> int:
+        (kept,) = self.path.parent.glob("*.replaced-*Z")
+        with contextlib.closing(sqlite3.connect(kept)) as found:
+            (count,) = found.execute("SELECT count(*) FROM event").fetchone()
+        return int(count)
+
+    def forbid(self) -> None:
+        """A file stands where the directory was."""
+        assert not self.path.parent.exists()
+        self.path.parent.touch()
+
+    def allow(self) -> None:
+        self.path.parent.unlink()
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -308,9 +372,11 @@ async def test_a_log_that_is_closed_refuses_everything_but_open(place):
         log.read(Seq(0), 1),
         log.checkpoint(),
         log.write_snapshot(Seq(1), []),
+        log.restore(),
     ):
         with pytest.raises(InvariantBrokenError):
             await refused
+    assert await log.missing() == ()
     await log.close()
     await log.open()
     with pytest.raises(InvariantBrokenError):
@@ -319,3 +385,136 @@ async def test_a_log_that_is_closed_refuses_everything_but_open(place):
     await log.close()
     assert (await log.open()).head == 0
     await log.close()
+
+
+# --- files that are removed under a running agent -----------------------------------------------------
+
+
+async def append_removed(log: EventLog, first: int, last: int) -> None:
+    """Append to a log whose files are gone: written, and not acknowledged."""
+    with pytest.raises(OutcomeUnknownError) as unknown:
+        await log.append(records(first, last))
+    assert unknown.value.reason is Reason.LOG_REMOVED
+
+
+async def test_of_a_log_at_its_path_nothing_is_missing_and_restoring_it_changes_nothing(place, log):
+    assert await log.missing() == ()
+    await log.append(records(1, 3))
+    assert await log.missing() == ()
+    await log.write_snapshot(Seq(2), [record(2)])
+    restored = await log.restore()
+    assert (restored.missing, restored.aside, restored.events) == ((), (), 3)
+    assert (restored.start.snapshot, restored.start.tail) == ((record(2),), (record(3),))
+    await log.append([record(4)])
+    assert (await log.reopen()).head == 4
+
+
+async def test_files_that_were_removed_are_missing_and_put_back_with_everything_in_them(place, log):
+    await log.append(records(1, 30))
+    await log.write_snapshot(Seq(20), [record(2), record(7)])
+    place.remove()
+    assert await log.missing()
+    restored = await log.restore()
+    assert restored.missing
+    assert (restored.aside, restored.events) == ((), 30)
+    assert restored.start.snapshot == (record(2), record(7))
+    assert restored.start.tail == tuple(records(21, 30))
+    assert await log.missing() == ()
+    await log.append(records(31, 32))
+    assert await log.read(Seq(0), 99) == records(1, 32)
+    await place.die(log)
+    start = await start_of(place)
+    assert (start.snapshot, start.tail) == (restored.start.snapshot, tuple(records(21, 32)))
+
+
+async def test_a_batch_that_went_into_removed_files_is_not_acknowledged_and_not_lost(place, log):
+    await log.append(records(1, 3))
+    place.remove()
+    await append_removed(log, 4, 6)
+    for refused in (log.append(records(7, 7)), log.write_snapshot(Seq(1), []), log.checkpoint()):
+        with pytest.raises(OutcomeUnknownError) as unknown:
+            await refused
+        assert unknown.value.reason is Reason.LOG_REMOVED
+    assert await log.read(Seq(0), 99) == records(1, 6)
+    assert (await log.restore()).start.tail == tuple(records(1, 6))
+    await log.append(records(7, 7))
+    await place.die(log)
+    assert (await start_of(place)).head == 7
+
+
+async def test_a_removed_log_is_not_closed_by_opening_it_again(place, log):
+    await log.append(records(1, 3))
+    place.remove()
+    for _ in range(2):
+        with pytest.raises(TransientError) as refused:
+            await log.reopen()
+        assert refused.value.reason is Reason.LOG_REMOVED
+    assert (await log.restore()).start.head == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "head"), [(LogFault.LOST, 2), (LogFault.APPLIED, 5)], ids=["lost", "applied"]
+)
+async def test_a_sync_that_fails_while_the_files_are_gone_loses_nothing_that_was_acknowledged(
+    place, log, fault, head
+):
+    await log.append(records(1, 2))
+    place.faults.plan(fault)
+    place.remove()
+    with pytest.raises(OutcomeUnknownError) as unknown:
+        await log.append(records(3, 5))
+    assert unknown.value.reason is Reason.LOG_WRITE_FAILED
+    with pytest.raises(TransientError):
+        await log.reopen()
+    assert (await log.restore()).start.tail == tuple(records(1, head))
+    await log.append(records(head + 1, head + 1))
+    await place.die(log)
+    assert (await start_of(place)).head == head + 1
+
+
+async def test_what_stands_in_the_place_of_the_log_is_moved_aside(place, log):
+    await log.append(records(1, 9))
+    place.replace()
+    assert await log.missing()
+    restored = await log.restore()
+    assert (restored.events, len(restored.aside)) == (9, 1)
+    assert "replaced" in restored.aside[0]
+    assert place.kept_aside() == 2
+    await place.die(log)
+    assert (await start_of(place)).tail == tuple(records(1, 9))
+
+
+async def test_a_log_that_cannot_be_put_back_takes_nothing_and_is_put_back_later(place, log):
+    await log.append(records(1, 3))
+    place.remove()
+    place.forbid()
+    for _ in range(2):
+        with pytest.raises(TransientError) as refused:
+            await log.restore()
+        assert refused.value.reason is Reason.LOG_REMOVED
+        assert "cannot be put back" in refused.value.detail
+        with pytest.raises(OutcomeUnknownError):
+            await log.append(records(4, 4))
+    assert await log.missing()
+    assert await log.read(Seq(0), 9) == records(1, 3)
+    place.allow()
+    assert (await log.restore()).start.tail == tuple(records(1, 3))
+    await log.append(records(4, 4))
+    await place.die(log)
+    assert (await start_of(place)).head == 4
+
+
+async def test_a_log_is_put_back_as_often_as_it_is_removed(place, log):
+    for number in range(1, 5):
+        await log.append([record(number)])
+        place.remove()
+        assert (await log.restore()).events == number
+    await place.die(log)
+    assert (await start_of(place)).head == 4
+
+
+async def test_a_process_that_dies_before_a_removed_log_is_put_back_leaves_no_log(place, log):
+    await log.append(records(1, 3))
+    place.remove()
+    await place.die(log)
+    assert (await start_of(place)).head == 0

@@ -73,6 +73,7 @@ EVENTS: tuple[Event, ...] = (
     node.SubnetObserved(subnet=SUBNET, cidr=Cidr("10.0.0.0/19"), az="eu-central-1a", free=8_000),
     node.NetworkConfigObserved(vpc_cidrs=(Cidr("10.0.0.0/16"), Cidr("100.64.0.0/16"))),
     node.InvariantBroken(name="two_leases", detail="10.0.3.7"),
+    node.LogRestored(missing=("events.sqlite", "events.sqlite-wal"), events=29),
     effect.EffectIntended(
         kind="create", token="t-1", subnet=SUBNET, groups=("sg-1",), count=9, reason="demand"
     ),

@@ -8,6 +8,7 @@
 ``<log>.reserve``         4 MiB of the disk, let go when it is full
 ``<log>.head``            number of the newest event that was synced, or of one before it
 ``<log>.quarantine-...``  copies of a log that was found damaged
+``<log>.replaced-...``    what somebody put in the place of the log's files while an agent had them open
 ``<log>.new``             a log under construction; never has that name when it is used
 ========================  ==========================================================================
 
@@ -33,6 +34,7 @@ from typing import Final
 
 from vpccni.adapters.log_format import LogDamageError
 from vpccni.adapters.log_schema import create_schema
+from vpccni.adapters.log_wal import WAL_HEADER_BYTES, lost_transactions
 from vpccni.errors import PermanentError, Reason, TransientError
 
 RESERVE_BYTES: Final = 4 * 1024 * 1024
@@ -41,9 +43,10 @@ RESERVE_BYTES: Final = 4 * 1024 * 1024
 VOLATILE: Final = {0x01021994: "tmpfs", 0x858458F6: "ramfs", 0x794C7630: "overlay"}
 """statfs(2) ``f_type`` of filesystems on which a sync promises nothing, or which die with the container."""
 
+Identity = tuple[int, int]
+"""Device and inode: which file it is, whatever its name."""
+
 _SQLITE_MAGIC: Final = b"SQLite format 3\x00"
-_WAL_HEADER_BYTES: Final = 32
-_FRAME_HEADER_BYTES: Final = 24
 _MARKER_TEXT: Final = (
     "An event log was created in this directory. While this file is here, a log that is missing counts as lost.\n"
     "To go on without the log, move this file and all that is left of the log to another directory. Do not\n"
@@ -62,19 +65,19 @@ class LogFiles:
         self.marker = path.with_name(path.name + ".exists")
         self.reserve = path.with_name(path.name + ".reserve")
         self.head = path.with_name(path.name + ".head")
-        self._new = path.with_name(path.name + ".new")
+        self.new = path.with_name(path.name + ".new")
         self._lock_fd = -1
         self._head_fd = -1
 
     # --- who may write -----------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Take the lock. Idempotent.
+        """Take the lock that is at its path; again, if the file was removed or replaced. Idempotent.
 
         Raises:
             PermanentError: ``log_in_use``.
         """
-        if self._lock_fd >= 0:
+        if self._lock_fd >= 0 and identity_at(self.lock) == identity_of(self._lock_fd):
             return
         fd = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -82,7 +85,14 @@ class LogFiles:
         except OSError as error:
             os.close(fd)
             raise PermanentError(Reason.LOG_IN_USE, f"{self.lock} is locked by another process") from error
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
         self._lock_fd = fd
+
+    def held(self) -> dict[Path, Identity]:
+        """The lock and the file with the newest event's number, as far as they are open."""
+        both = ((self.lock, self._lock_fd), (self.head, self._head_fd))
+        return {path: identity_of(fd) for path, fd in both if fd >= 0}
 
     def release(self) -> None:
         """Give the lock back. Idempotent."""
@@ -102,7 +112,9 @@ class LogFiles:
             PermanentError: ``log_volatile``.
         """
         directory = self.main.parent
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not directory.exists():
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync(directory.parent)
         kind = VOLATILE.get(_filesystem_magic(directory))
         if kind and not volatile_ok:
             raise PermanentError(Reason.LOG_VOLATILE, f"{directory} is on {kind}")
@@ -138,18 +150,18 @@ class LogFiles:
         Raises:
             TransientError: ``log_disk_full``; nothing was put in place.
         """
-        self._remove_new()
+        self.remove_new()
         try:
-            connection = sqlite3.connect(self._new, isolation_level=None)
+            connection = sqlite3.connect(self.new, isolation_level=None)
             try:
                 connection.execute("PRAGMA synchronous = OFF")  # synced below, once
                 create_schema(connection)
                 connection.execute("PRAGMA journal_mode = WAL")
             finally:
                 connection.close()
-            _sync(self._new)
+            sync(self.new)
         except (sqlite3.Error, OSError) as error:
-            self._remove_new()
+            self.remove_new()
             if is_no_space(error):
                 raise TransientError(Reason.LOG_DISK_FULL, f"no room for a new log: {error}") from error
             raise PermanentError(Reason.LOG_WRITE_FAILED, f"a new log cannot be made: {error}") from error
@@ -157,12 +169,13 @@ class LogFiles:
         self.wal.unlink(missing_ok=True)
         self.shm.unlink(missing_ok=True)
         self.head.unlink(missing_ok=True)
-        self._new.rename(self.main)
-        _sync(self.main.parent)
+        self.new.rename(self.main)
+        sync(self.main.parent)
 
-    def _remove_new(self) -> None:
+    def remove_new(self) -> None:
+        """Remove what is left of a log that was being made. Whoever calls holds the lock."""
         for suffix in ("", "-wal", "-shm", "-journal"):
-            self._new.with_name(self._new.name + suffix).unlink(missing_ok=True)
+            self.new.with_name(self.new.name + suffix).unlink(missing_ok=True)
 
     def mark(self) -> None:
         """Leave the durable word that a log exists here. Idempotent; a full disk is no reason to fail."""
@@ -170,8 +183,8 @@ class LogFiles:
             return
         with contextlib.suppress(OSError):
             self.marker.write_text(_MARKER_TEXT, encoding="ascii")
-            _sync(self.marker)
-            _sync(self.marker.parent)
+            sync(self.marker)
+            sync(self.marker.parent)
 
     # --- how far it goes ---------------------------------------------------------------------------
 
@@ -186,6 +199,15 @@ class LogFiles:
                 self._head_fd = os.open(self.head, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             number = f"{seq:020}"
             os.pwrite(self._head_fd, f"{number} {zlib.crc32(number.encode()):08x}\n".encode(), 0)
+
+    def renew_head(self, seq: int) -> None:
+        """Write the number into a file that has the right name again; synced. As ``note_head`` otherwise."""
+        if self._head_fd >= 0:
+            os.close(self._head_fd)
+            self._head_fd = -1
+        self.note_head(seq)
+        if self._head_fd >= 0:
+            os.fsync(self._head_fd)
 
     def check_head(self, seq: int) -> None:
         """See that a log that ends with this event is not shorter than it was.
@@ -254,13 +276,13 @@ class LogFiles:
         for known in sorted(self.main.parent.glob(f"{self.main.name}.quarantine-*Z*")):
             if not known.name.endswith("-wal") and self._is_copy(known):
                 return f"a copy is kept as {known.name}"
-        copy = self._quarantine_name()
+        copy = self.free_name("quarantine")
         try:
             for original in originals:
                 target = copy.with_name(copy.name + original.name[len(self.main.name) :])
                 shutil.copyfile(original, target)
-                _sync(target)
-            _sync(copy.parent)
+                sync(target)
+            sync(copy.parent)
         except OSError as error:
             for suffix in ("", "-wal"):
                 copy.with_name(copy.name + suffix).unlink(missing_ok=True)
@@ -272,14 +294,15 @@ class LogFiles:
             one for one in (self.main, self.wal) if one.exists() and (one == self.main or self.wal_bytes())
         ]
 
-    def _quarantine_name(self) -> Path:
+    def free_name(self, word: str) -> Path:
+        """A name with the time in it for what is kept aside; nothing has it, with any ending."""
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        name = self.main.with_name(f"{self.main.name}.quarantine-{stamp}")
-        count = 1
-        while name.exists() or name.with_name(name.name + "-wal").exists():
+        taken = os.listdir(self.main.parent)
+        name, count = f"{self.main.name}.{word}-{stamp}", 1
+        while any(one.startswith(name) for one in taken):
             count += 1
-            name = self.main.with_name(f"{self.main.name}.quarantine-{stamp}.{count}")
-        return name
+            name = f"{self.main.name}.{word}-{stamp}.{count}"
+        return self.main.with_name(name)
 
     def _is_copy(self, known: Path) -> bool:
         for original, suffix in ((self.main, ""), (self.wal, "-wal")):
@@ -298,7 +321,7 @@ class LogFiles:
         except FileNotFoundError:
             return 0
 
-    def lengthen_wal(self, step: int) -> bool:
+    def lengthen_wal(self, step: int, known: Identity | None = None) -> bool:
         """Put zeros behind the end of the -wal, for SQLite to write over. Nobody may be writing to it.
 
         A sync of blocks that a file has does not wait for the filesystem's journal, hence for whatever else
@@ -307,6 +330,7 @@ class LogFiles:
 
         Args:
             step: Bytes.
+            known: The -wal that is meant; another one is left alone.
 
         Returns:
             Whether it is longer now. Without space for it nothing has changed.
@@ -315,6 +339,8 @@ class LogFiles:
         if not size:
             return False  # Only behind a header that was synced is a torn end told from damage.
         with contextlib.suppress(OSError), self.wal.open("r+b", buffering=0) as file:
+            if known is not None and identity_of(file.fileno()) != known:
+                return False
             file.seek(size)
             try:
                 is_longer = file.write(bytes(step)) == step
@@ -340,11 +366,11 @@ class LogFiles:
         fresh = self.wal.with_name(self.wal.name + ".renewed")
         try:
             shutil.copyfile(self.wal, fresh)
-            _sync(fresh)
+            sync(fresh)
             fresh.rename(self.wal)
         finally:
             fresh.unlink(missing_ok=True)
-        _sync(self.wal.parent)
+        sync(self.wal.parent)
 
     def check_wal(self, held: contextlib.ExitStack) -> bool:
         """See that SQLite took the -wal as far as it was committed. Call while a read transaction is open.
@@ -364,22 +390,10 @@ class LogFiles:
             LogDamageError: Committed events are lost.
         """
         size = self.wal_bytes()
-        if size <= _WAL_HEADER_BYTES:
+        if size <= WAL_HEADER_BYTES:
             return False
         with self.wal.open("rb") as file:
-            header = file.read(_WAL_HEADER_BYTES)
-            if not any(header):
-                # It is synced before the first frame. Without one its very first write was torn.
-                while chunk := file.read(1 << 20):
-                    if chunk.strip(b"\0"):
-                        raise LogDamageError("the header of the -wal is gone: what it holds cannot be read")
-                return False
-            if not _is_wal_header(header):
-                raise LogDamageError("the header of the -wal is damaged: what it holds cannot be read")
-            (page,) = struct.unpack_from(">I", header, 8)
-            frame = _FRAME_HEADER_BYTES + page
-            at = _WAL_HEADER_BYTES + self._frames_taken(held) * frame
-            lost = _transactions(file.fileno(), header[16:24], range(at, size - _FRAME_HEADER_BYTES, frame))
+            lost = lost_transactions(file, size, lambda: self._frames_taken(held))
         if lost > 1:
             raise LogDamageError(
                 f"a frame of the -wal is damaged: {lost} transactions from it on cannot be read"
@@ -416,7 +430,28 @@ def is_no_space(error: BaseException) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
 
 
-def _sync(path: Path) -> None:
+def identity_of(fd: int) -> Identity:
+    """Which file a descriptor has open."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def identity_at(path: Path) -> Identity | None:
+    """Which file is at a path; ``None`` when there is none.
+
+    Raises:
+        OSError: It cannot be told (a disk that fails, a directory that may not be read).
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+    return status.st_dev, status.st_ino
+
+
+def sync(path: Path) -> None:
     """Fsync a file or a directory."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -434,38 +469,3 @@ def _filesystem_magic(directory: Path) -> int:
         raise OSError(code, os.strerror(code), str(directory))
     # A long on every platform that we build for; the upper half is sign extension on some.
     return int(ctypes.c_long.from_buffer(buffer).value) & 0xFFFFFFFF
-
-
-def _transactions(fd: int, salts: bytes, places: range) -> int:
-    """How many transactions of the -wal's present generation end there.
-
-    The mark of an end may be what was damaged. But a transaction writes each page once, so a page that comes
-    again is the next one's.
-    """
-    ends, pages = 0, set[bytes]()
-    for at in places:
-        head = os.pread(fd, _FRAME_HEADER_BYTES, at)
-        if head[8:16] != salts:
-            continue
-        page, is_end = head[:4], any(head[4:8])
-        if page in pages:
-            ends += 1
-            pages.clear()
-        pages.add(page)
-        if is_end:
-            ends += 1
-            pages.clear()
-    return ends
-
-
-def _is_wal_header(header: bytes) -> bool:
-    """Magic and checksum of a -wal header (SQLite file format, section 4.1)."""
-    magic, *_ = struct.unpack_from(">I", header)
-    if magic not in (0x377F0682, 0x377F0683):
-        return False
-    words = struct.unpack_from(">6I" if magic & 1 else "<6I", header)
-    first = second = 0
-    for even, odd in zip(words[::2], words[1::2], strict=True):
-        first = (first + even + second) & 0xFFFFFFFF
-        second = (second + odd + first) & 0xFFFFFFFF
-    return struct.unpack_from(">2I", header, 24) == (first, second)

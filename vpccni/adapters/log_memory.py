@@ -3,7 +3,8 @@
 Theory of operation. A :class:`MemoryStore` is the disk: it outlives the logs that are opened over it
 and holds sealed records, so that codec and chain are exercised. A :class:`MemoryLog` is one process's
 grip on it. ``MemoryStore.crash`` is SIGKILL or power loss: every grip dies, and the batch that was
-under way is either in the store whole or lost whole, as on a disk whose write was torn.
+under way is either in the store whole or lost whole, as on a disk whose write was torn. ``MemoryStore.remove``
+takes the files away under whoever has them open, who goes on with them unless it looks.
 
 No thread, no clock, no real I/O: it runs on a virtual-time loop. The only awaits are
 ``asyncio.sleep(0)`` and, when asked for, ``asyncio.sleep(sync_s)`` in place of the disk's sync.
@@ -32,10 +33,13 @@ from vpccni.errors import InvariantBrokenError, OutcomeUnknownError, PermanentEr
 from vpccni.events.codec import Record
 from vpccni.events.envelope import GENESIS, Stored
 from vpccni.model import Seq
-from vpccni.ports import LogStart
+from vpccni.ports import LogRestored, LogStart
 
 RESERVE_BYTES: Final = 4 * 1024 * 1024
 """As on a disk: let go when it is full, so that DELs still fit."""
+
+STORE: Final = "store"
+"""The name of the one file."""
 
 ROW_BYTES: Final = 256
 """What a row costs beside its body, about as in SQLite with its subjects."""
@@ -49,6 +53,8 @@ class MemoryStore:
         snapshots: Durable snapshots, oldest first.
         faults: Failures that wait for their append.
         capacity_bytes: Size of the disk; ``None`` for no end.
+        is_read_only: No file can be made, so nothing that was removed can be put back.
+        aside: What somebody had put in the place of removed files, after it was moved away.
         sync_s: Seconds that a sync takes, on the running loop's clock.
         commits: How many batches became durable, for tests.
     """
@@ -61,6 +67,8 @@ class MemoryStore:
         self.sync_s = sync_s
         self.commits = 0
         self.is_reserve_held = True
+        self.is_read_only = False
+        self.aside: list[list[Stored]] = []
         self._holder: MemoryLog | None = None
         self._under_way: list[Stored] = []
 
@@ -80,6 +88,19 @@ class MemoryStore:
             self._apply(self._under_way)
         self._under_way = []
         self._holder = None
+
+    def remove(self, instead: Sequence[Stored] = ()) -> None:
+        """Somebody removes the log's files, or puts others in their place."""
+        self.events, self.snapshots = list(instead), []
+
+    def _put_back(self, events: list[Stored], snapshots: list[Snapshot]) -> tuple[str, ...]:
+        """The files that a log has open, or had, are at their place again."""
+        names: tuple[str, ...] = ()
+        if self.events:
+            self.aside.append(self.events)
+            names = (f"{STORE}.replaced-{len(self.aside)}",)
+        self.events, self.snapshots = events, snapshots
+        return names
 
     def _hold(self, log: MemoryLog) -> None:
         if self._holder is not None and self._holder is not log:
@@ -104,7 +125,7 @@ class MemoryStore:
             raise TransientError(Reason.LOG_DISK_FULL, "the store is full")
 
     def _apply(self, batch: list[Stored]) -> None:
-        self.events.extend(batch)
+        (self.events if self._holder is None else self._holder.events).extend(batch)
         self.commits += 1
 
     async def _write(self, log: MemoryLog, batch: list[Stored]) -> None:
@@ -123,30 +144,40 @@ class MemoryStore:
             self._apply(batch)
         if fault is not None:
             raise OutcomeUnknownError(Reason.LOG_WRITE_FAILED, "planned fault: the sync failed")
+        if log.events is not self.events:
+            raise OutcomeUnknownError(Reason.LOG_REMOVED, STORE)
 
 
 class MemoryLog:
-    """An ``EventLog`` over a :class:`MemoryStore`; same contract as the SQLite log."""
+    """An ``EventLog`` over a :class:`MemoryStore`; same contract as the SQLite log.
+
+    Attributes:
+        events, snapshots: What it has open: the store's, unless they were removed.
+    """
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
+        self.events = store.events
+        self.snapshots = store.snapshots
         self._head = 0
         self._head_hash = GENESIS
         self._is_open = False
         self._failure = ""
+        self._is_removed = False
 
     async def open(self) -> LogStart:
         """See ``EventLog.open``."""
         if self._is_open:
             raise InvariantBrokenError("the log is open already")
         self._store._hold(self)
+        self.events, self.snapshots = self._store.events, self._store.snapshots
         try:
             start = self._read_start()
         except LogDamageError as error:
             self._store._release(self)
             raise PermanentError(Reason.LOG_DAMAGED, str(error)) from error
         await asyncio.sleep(0)
-        self._is_open, self._failure = True, ""
+        self._is_open, self._failure, self._is_removed = True, "", False
         return start
 
     async def append(self, records: Sequence[Record]) -> None:
@@ -163,20 +194,47 @@ class MemoryLog:
             raise
         except OutcomeUnknownError as error:
             self._failure = error.detail
+            self._is_removed = error.reason is Reason.LOG_REMOVED
             raise
         self._failure = ""
         self._head, self._head_hash = batch[-1].seq, batch[-1].hash
 
     async def reopen(self) -> LogStart:
         """See ``EventLog.reopen``."""
+        if self._is_open and self._is_gone():
+            self._is_removed = True
+            raise TransientError(Reason.LOG_REMOVED, STORE)
         await self.close()
         return await self.open()
+
+    async def missing(self) -> tuple[str, ...]:
+        """See ``EventLog.missing``."""
+        return (STORE,) if self._is_open and self._is_gone() else ()
+
+    async def restore(self) -> LogRestored:
+        """See ``EventLog.restore``."""
+        self._check_open()
+        missing = await self.missing()
+        aside: tuple[str, ...] = ()
+        if missing:
+            await asyncio.sleep(self._store.sync_s)
+            if self._store.is_read_only:
+                self._is_removed = True
+                raise TransientError(
+                    Reason.LOG_REMOVED, f"{STORE}, cannot be put back: the store is read-only"
+                )
+            aside = self._store._put_back(self.events, self.snapshots)
+        start = await self.reopen()
+        return LogRestored(start=start, missing=missing, aside=aside, events=len(self.events))
+
+    def _is_gone(self) -> bool:
+        return self.events is not self._store.events
 
     async def read(self, after: Seq, limit: int) -> list[Record]:
         """See ``EventLog.read``."""
         self._check_open()
         await asyncio.sleep(0)
-        events = self._store.events
+        events = self.events
         if not events or limit <= 0:
             return []
         first = max(0, after - events[0].seq + 1)
@@ -188,7 +246,7 @@ class MemoryLog:
     async def write_snapshot(self, seq: Seq, records: Sequence[Record]) -> None:
         """See ``EventLog.write_snapshot``."""
         self._check_usable()
-        snapshots = self._store.snapshots
+        snapshots = self.snapshots
         head_hash = self._hash_at(seq)
         if head_hash is None:
             raise InvariantBrokenError(f"snapshot of event {seq}, which is not in the log")
@@ -230,21 +288,23 @@ class MemoryLog:
 
     def _check_usable(self) -> None:
         self._check_open()
+        if self._is_removed:
+            raise OutcomeUnknownError(Reason.LOG_REMOVED, "restore the log first")
         if self._failure:
             raise OutcomeUnknownError(Reason.LOG_WRITE_FAILED, f"reopen the log first: {self._failure}")
 
     def _hash_at(self, seq: int) -> bytes | None:
-        events = self._store.events
+        events = self.events
         place = seq - events[0].seq if events else -1
         return events[place].hash if 0 <= place < len(events) else None
 
     def _read_start(self) -> LogStart:
         """Verify from the newest good snapshot on; an older one stands in for a damaged one."""
-        events = self._store.events
+        events = self.events
         head = events[-1].seq if events else 0
         after, previous = 0, GENESIS
         base: tuple[Record, ...] = ()
-        for snapshot in reversed(self._store.snapshots):
+        for snapshot in reversed(self.snapshots):
             if snapshot.seq > head:
                 raise LogDamageError(
                     f"a snapshot stands for events up to {snapshot.seq}, which are gone", head + 1

@@ -2,13 +2,11 @@
 
 Theory of operation. Opening has two halves. The first runs on a worker thread over a connection that
 cannot write: it looks at the files, verifies the chain from the last snapshot on, and reads. Only a log
-that passed is opened for writing, by one connection of aiosqlite that stays open. What is no batch
-(reading, checkpoints, migrations) goes through SQLAlchemy on that same connection. SQLAlchemy is imported when
-it is first needed, on a thread: 0.25 s of the processor that would stand between a restart and the first ADD.
+that passed is opened for writing, by one connection that stays open (see ``log_connection``).
 
-A batch is one hop to aiosqlite's thread (see ``log_batch``). With ``synchronous=FULL`` its COMMIT returns
-after the -wal was synced. The -wal is not truncated between checkpoints, and lengthened ahead of the
-batches when nobody is at work: a sync that only writes over blocks waits for no journal of the filesystem's.
+With ``synchronous=FULL`` the COMMIT of a batch returns after the -wal was synced. The -wal is not truncated
+between checkpoints, and lengthened ahead of the batches when nobody is at work: a sync that only writes over blocks
+waits for no journal of the filesystem's.
 
 ====================  ============================================  ==================================
 state                 entered by                                    what is allowed
@@ -16,24 +14,25 @@ state                 entered by                                    what is allo
 closed                construction, ``close``, a failed ``open``    ``open``
 open                  ``open``, ``reopen``                          everything
 failed                a batch whose outcome is unknown              ``reopen``, ``close``, ``read``
+removed               a batch, or a ``restore`` in vain, that       ``restore``, ``close``, ``read``
+                      found the files gone from the path
 ====================  ============================================  ==================================
+
+Files that are removed while they are open keep what is in them (see ``log_place``). Each batch looks, when it is
+committed and before it is told, whether the two files with events are still at the path.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import importlib
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-import aiosqlite
+from typing import Any, Final
 
 from vpccni.adapters.finish import finish
-from vpccni.adapters.log_batch import BatchConnection, Work
+from vpccni.adapters.log_connection import LogConnection, Work, load_sqlalchemy
 from vpccni.adapters.log_files import LogFiles, is_no_space, reading
 from vpccni.adapters.log_format import (
     EVENT_COLUMNS,
@@ -48,6 +47,7 @@ from vpccni.adapters.log_format import (
     sealed,
     stored_of,
 )
+from vpccni.adapters.log_place import LogPlace, open_copy
 from vpccni.adapters.log_schema import (
     DELETE_OLD_SNAPSHOTS,
     INSERT_EVENT,
@@ -76,11 +76,7 @@ from vpccni.events.codec import Record
 from vpccni.events.envelope import GENESIS
 from vpccni.events.subjects import subjects_of
 from vpccni.model import Seq
-from vpccni.ports import LogStart
-
-if TYPE_CHECKING:
-    from sqlalchemy.exc import DBAPIError
-    from sqlalchemy.ext.asyncio import AsyncConnection
+from vpccni.ports import LogRestored, LogStart
 
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024
 """Past this an append itself brings the -wal into the file: nobody was idle for some 10,000 batches."""
@@ -127,17 +123,17 @@ class SqliteLog:
         """
         self.notes: tuple[str, ...] = ()
         self._files = LogFiles(path)
+        self._place = LogPlace(self._files)
         self._volatile_ok = volatile_ok
         self._faults = faults
         self._schema = schema
         self._migrations = migrations
         self._wal_bytes_max = self._wal_threshold = wal_bytes_max
         self._lock = asyncio.Lock()
-        self._driver: aiosqlite.Connection | None = None
-        self._batches: BatchConnection | None = None
-        self._connection: AsyncConnection | None = None
+        self._connection: LogConnection | None = None
         self._head = Head(Seq(0), GENESIS)
         self._failure = ""
+        self._removed = ""
         self._is_suspect = False
 
     # --- opening and closing -----------------------------------------------------------------------
@@ -149,35 +145,44 @@ class SqliteLog:
             TransientError: ``log_disk_full``: no room for a new log. Nothing was made.
         """
         async with self._lock:
-            if self._driver is not None:
+            if self._connection is not None:
                 raise InvariantBrokenError("the log is open already")
-            return await self._open()
+            return (await self._open()).start
 
     async def reopen(self) -> LogStart:
         """See ``EventLog.reopen``."""
         async with self._lock:
-            failed = self._failure
-            await self._disconnect(is_writing=False)
-            if failed:
-                try:
-                    await asyncio.to_thread(self._files.renew_wal)
-                except OSError as error:
-                    self._files.release()
-                    raise PermanentError(
-                        Reason.LOG_WRITE_FAILED, f"the -wal cannot be written anew: {error}"
-                    ) from error
-            return await self._open()
+            if self._connection is not None:
+                gone = await asyncio.to_thread(self._place.missing_data)
+                if gone:
+                    raise self._not_at_its_path(gone, TransientError)
+            return (await self._reopen()).start
+
+    async def _reopen(self) -> Start:
+        failed = self._failure
+        await self._disconnect(is_writing=False)
+        if failed:
+            try:
+                await asyncio.to_thread(self._files.renew_wal)
+            except OSError as error:
+                self._files.release()
+                raise PermanentError(
+                    Reason.LOG_WRITE_FAILED, f"the -wal cannot be written anew: {error}"
+                ) from error
+        return await self._open()
 
     async def close(self) -> None:
         """See ``EventLog.close``. A healthy log is checkpointed, so that the one file is whole."""
         async with self._lock:
+            if self._connection is not None:
+                await asyncio.to_thread(self._place.make_way_for_closing)
             await self._disconnect(is_writing=not self._failure)
             self._files.release()
 
-    async def _open(self) -> LogStart:
+    async def _open(self) -> Start:
         try:
             found, is_torn = await asyncio.to_thread(self._examine)
-            await self._connect()
+            self._connection = await LogConnection.open(self._files.main, self._place.note_opened)
             if found.schema < self._schema:
                 await self._migrate()
             if is_torn:
@@ -190,10 +195,10 @@ class SqliteLog:
                     Reason.LOG_WRITE_FAILED, f"the log cannot be opened for writing: {error}"
                 ) from error
             raise
-        self._head, self._failure, self._is_suspect = found.head, "", False
+        self._head, self._failure, self._removed, self._is_suspect = found.head, "", "", False
         self._wal_threshold = self._wal_bytes_max
         self.notes = (*found.notes, _TORN_NOTE) if is_torn else found.notes
-        return found.start
+        return found
 
     def _examine(self) -> tuple[Start, bool]:
         """Look at everything without a writing connection; make a fresh log where none is missed."""
@@ -201,6 +206,7 @@ class SqliteLog:
         try:
             files.prepare_directory(volatile_ok=self._volatile_ok)
             files.acquire()
+            files.remove_new()
             if files.is_fresh():
                 files.create()
             files.mark()
@@ -222,62 +228,22 @@ class SqliteLog:
             raise PermanentError(Reason.LOG_UNUSABLE, f"{files.main}: {error}") from error
         return found, is_torn
 
-    async def _connect(self) -> None:
-        def factory(*args: Any, **kwargs: Any) -> BatchConnection:
-            self._batches = BatchConnection(*args, **kwargs)
-            return self._batches
-
-        # Autocommit: a transaction begins where we say so.
-        self._driver = await aiosqlite.connect(
-            self._files.main.absolute(), factory=factory, isolation_level=None
-        )
-
-    async def _alchemy(self) -> AsyncConnection:
-        """SQLAlchemy's hold on the connection, made when first asked for."""
-        driver = self._driver
-        if driver is None:
-            raise InvariantBrokenError("the log is not open")
-        if self._connection is None:
-            await _load_sqlalchemy()
-            from sqlalchemy.ext.asyncio import create_async_engine
-            from sqlalchemy.pool import NullPool
-
-            async def ours() -> aiosqlite.Connection:
-                return driver
-
-            engine = create_async_engine(
-                "sqlite+aiosqlite://", async_creator=ours, poolclass=NullPool, isolation_level="AUTOCOMMIT"
-            )
-            self._connection = await engine.connect()
-        return self._connection
-
     async def _disconnect(self, *, is_writing: bool) -> None:
         """Close the connection; unless ``is_writing``, nothing of the -wal is brought into the file."""
-        connection, driver = self._connection, self._driver
-        self._connection = self._driver = self._batches = None
-        if driver is None:
-            return
-        async with contextlib.AsyncExitStack() as stack:
-            if not is_writing:
-                # SQLite checkpoints when the last connection closes; one that cannot write closes last.
-                guard = await asyncio.to_thread(_hold, self._files.main)
-                stack.callback(guard.close)
-            stack.push_async_callback(driver.close)
-            if connection is not None:
-                stack.push_async_callback(connection.engine.dispose)
-                stack.push_async_callback(connection.close)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close(is_writing=is_writing)
 
     async def _migrate(self) -> None:
-        from sqlalchemy.exc import DBAPIError
-
-        connection = await self._alchemy()
-        try:
-            await connection.run_sync(migrate, self._migrations or migrations_dir())
-        except DBAPIError as error:
-            raise _cause(error) from error
+        await self._opened().run(migrate, self._migrations or migrations_dir())
         (version,) = (await self._sql("PRAGMA user_version"))[0]
         if version != self._schema:
             raise InvariantBrokenError(f"the migrations lead to schema {version}, not to {self._schema}")
+
+    def _opened(self) -> LogConnection:
+        if self._connection is None:
+            raise InvariantBrokenError("the log is not open")
+        return self._connection
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -304,15 +270,23 @@ class SqliteLog:
                 connection.executemany(INSERT_SUBJECT, subjects)
 
             head = Head(batch[-1].seq, batch[-1].hash)
-            note = functools.partial(self._files.note_head, head.seq)
+            gone: tuple[str, ...] = ()
+
+            def note() -> None:
+                nonlocal gone
+                self._files.note_head(head.seq)
+                gone = self._place.missing_data()
+
             await self._commit(write, self._faults.take() if self._faults else None, note)
             self._head = head
+            if gone:
+                raise self._not_at_its_path(gone, OutcomeUnknownError)
             if self._files.wal_bytes() > self._wal_threshold:
                 await self._checkpoint_in_need()
 
     async def write_snapshot(self, seq: Seq, records: Sequence[Record]) -> None:
         """See ``EventLog.write_snapshot``. One at or before the newest is left out: it adds nothing."""
-        await _load_sqlalchemy()
+        await load_sqlalchemy()
         async with self._lock:
             self._check_usable()
             rows = await self._sql(
@@ -336,13 +310,11 @@ class SqliteLog:
         self, work: Work, fault: LogFault | None = None, then: Callable[[], None] | None = None
     ) -> None:
         """Run one transaction on the connection's thread, and say what became of it."""
-        if self._batches is None or self._driver is None:
-            raise InvariantBrokenError("the log is not open")
+        connection = self._opened()
         # Stays when the caller is cancelled while the thread is at work: then nobody knows.
         self._failure = "a batch was given up in the middle"
-        self._batches.stage(work, fault, then)
         try:
-            await self._driver.commit()
+            await connection.commit(work, fault, then)
         except sqlite3.Error as error:
             raise self._failed(error) from error
         self._failure = ""
@@ -368,6 +340,100 @@ class SqliteLog:
         self._failure = f"{error} ({name})"
         return OutcomeUnknownError(Reason.LOG_WRITE_FAILED, f"{self._files.main}: {self._failure}")
 
+    # --- when its files are gone from the path ------------------------------------------------------
+
+    async def missing(self) -> tuple[str, ...]:
+        """See ``EventLog.missing``."""
+        async with self._lock:
+            if self._connection is None:
+                return ()
+            return await asyncio.to_thread(self._place.missing)
+
+    async def restore(self) -> LogRestored:
+        """See ``EventLog.restore``."""
+        await load_sqlalchemy()
+        async with self._lock:
+            return await finish(self._restore(self._opened()), "restore the log")
+
+    async def _restore(self, connection: LogConnection) -> LogRestored:
+        place = self._place
+        missing = await asyncio.to_thread(place.missing)
+        try:
+            aside = await asyncio.to_thread(place.retake, self._head.seq, volatile_ok=self._volatile_ok)
+            is_copied = bool(await asyncio.to_thread(place.missing_data))
+            if is_copied:
+                aside += await self._copy_to_path(connection)
+        except (VpccniError, LogDamageError, OSError, sqlite3.Error) as error:
+            raise self._not_restored(missing, error) from error
+        if is_copied:
+            found = await self._open_copy(connection, missing)
+        elif self._failure:
+            found = await self._reopen()
+        else:
+            found = await asyncio.to_thread(self._look_again)
+            self._head, self._removed = found.head, ""
+        return LogRestored(start=found.start, missing=missing, aside=aside, events=found.events)
+
+    async def _copy_to_path(self, connection: LogConnection) -> tuple[str, ...]:
+        """A copy of the log at its path, synced and not open yet. Names of what was moved aside."""
+        files, place = self._files, self._place
+        if not await asyncio.to_thread(place.is_data_lost):
+            # Only the wal-index is gone. What is in the -wal goes into the file first: it is about to lose it.
+            ((is_busy, *_),) = await connection.sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            if is_busy:
+                raise TransientError(Reason.LOG_IN_USE, "somebody reads the log")
+        files.remove_new()
+        target = await asyncio.to_thread(open_copy, files.new)
+        try:
+            await connection.copy_to(target)
+        finally:
+            await asyncio.to_thread(target.close)
+        newest = Head(self._head.seq, b"") if self._failure else self._head
+        await asyncio.to_thread(place.check_copy, newest, self._schema)
+        return await asyncio.to_thread(place.put_in_place)
+
+    async def _open_copy(self, connection: LogConnection, missing: tuple[str, ...]) -> Start:
+        """Open what was put in place. Only when that is done, what was open before is let go of."""
+        before, opened = (self._head, self._failure), self._place.opened()
+        self._connection = None
+        why: Exception = OSError("what was put there was removed, too")
+        try:
+            found = await self._open()
+            if self._place.is_copy_open():
+                with contextlib.suppress(sqlite3.Error):
+                    await connection.close(is_writing=True)
+                return found
+        except VpccniError as error:
+            why = error
+        await self._disconnect(is_writing=False)
+        self._connection, (self._head, self._failure) = connection, before
+        self._place.go_back_to(opened)
+        raise self._not_restored(missing, why) from why
+
+    def _look_again(self) -> Start:
+        """What is in the log now: while the lock was gone, another agent may have written to it."""
+        try:
+            with damage_translated(), reading(self._files.main) as reader:
+                return read_start(reader, self._schema)
+        except LogDamageError as error:
+            raise PermanentError(Reason.LOG_DAMAGED, f"{self._files.main}: {error}") from error
+
+    def _not_restored(self, missing: tuple[str, ...], error: Exception) -> VpccniError:
+        if isinstance(error, PermanentError) and error.reason is Reason.LOG_IN_USE:
+            return error
+        with contextlib.suppress(OSError):
+            self._files.remove_new()
+        if is_no_space(error):
+            self._files.release_reserve()
+        return self._not_at_its_path(missing, TransientError, f", cannot be put back: {error}")
+
+    def _not_at_its_path(self, gone: tuple[str, ...], kind: type[VpccniError], why: str = "") -> VpccniError:
+        """Nothing more is taken until ``restore``. The error that says so."""
+        self._removed = ", ".join(gone) or "files of the log"
+        return kind(
+            Reason.LOG_REMOVED, f"removed or replaced in {self._files.main.parent}: {self._removed}{why}"
+        )
+
     # --- reading and care --------------------------------------------------------------------------
 
     async def read(self, after: Seq, limit: int) -> list[Record]:
@@ -376,7 +442,7 @@ class SqliteLog:
         Raises:
             PermanentError: ``log_damaged``.
         """
-        await _load_sqlalchemy()
+        await load_sqlalchemy()
         async with self._lock:
             if limit <= 0:
                 return []
@@ -393,7 +459,7 @@ class SqliteLog:
             TransientError: ``log_disk_full``: the events stay in the -wal, nothing is lost.
             OutcomeUnknownError: ``log_write_failed``: nothing is lost, but the log must be reopened.
         """
-        await _load_sqlalchemy()
+        await load_sqlalchemy()
         async with self._lock:
             self._check_usable()
             try:
@@ -408,10 +474,11 @@ class SqliteLog:
         """Make room for the next burst, slice by slice, so that no batch waits for long."""
         while self._files.wal_bytes() < self._wal_bytes_max // WAL_AHEAD:
             async with self._lock:
-                if self._driver is None or self._failure:
+                if self._connection is None or self._failure:
                     return
                 # To its end: the next batch may be longer than what is there now.
-                lengthened = asyncio.to_thread(self._files.lengthen_wal, self._wal_bytes_max // WAL_SLICES)
+                step, ours = self._wal_bytes_max // WAL_SLICES, self._place.wal()
+                lengthened = asyncio.to_thread(self._files.lengthen_wal, step, ours)
                 if not await finish(lengthened, "lengthen the -wal"):
                     return
 
@@ -430,48 +497,12 @@ class SqliteLog:
         return self._files.restore_reserve()
 
     async def _sql(self, query: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Run one statement that is no batch, to its end, also when the caller is cancelled.
-
-        SQLAlchemy closes a connection on which it was cancelled, and this one is the batches', too.
-
-        Raises:
-            sqlite3.Error: What SQLite said.
-        """
-        return await finish(self._statement(query, parameters), "statement")
-
-    async def _statement(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        connection = await self._alchemy()
-        from sqlalchemy.exc import DBAPIError
-
-        try:
-            result = await connection.exec_driver_sql(query, parameters)
-            return [tuple(row) for row in result.fetchall()] if result.returns_rows else []
-        except DBAPIError as error:
-            raise _cause(error) from error
+        return await self._opened().sql(query, parameters)
 
     def _check_usable(self) -> None:
-        if self._driver is None:
+        if self._connection is None:
             raise InvariantBrokenError("the log is not open")
+        if self._removed:
+            raise OutcomeUnknownError(Reason.LOG_REMOVED, f"restore the log first: {self._removed}")
         if self._failure:
             raise OutcomeUnknownError(Reason.LOG_WRITE_FAILED, f"reopen the log first: {self._failure}")
-
-
-async def _load_sqlalchemy() -> None:
-    """Import it on a thread; to be awaited before the lock is taken, so that no batch waits for it."""
-    await asyncio.to_thread(importlib.import_module, "sqlalchemy.ext.asyncio")
-
-
-def _cause(error: DBAPIError) -> sqlite3.Error:
-    """SQLite's own error below SQLAlchemy's."""
-    return error.orig if isinstance(error.orig, sqlite3.Error) else sqlite3.OperationalError(str(error))
-
-
-def _hold(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write and yet keeps others from being the last."""
-    guard = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
-    )
-    # A damaged file needs no guard: SQLite cannot checkpoint into what it cannot read.
-    with contextlib.suppress(sqlite3.Error):
-        guard.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    return guard

@@ -48,12 +48,14 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
         start: What ``EventLog.open`` gives.
         head: Where the next batch goes on.
         schema: Its ``user_version``.
+        events: How many events it holds.
         notes: What was odd and yet harmless (a damaged snapshot that another stood in for).
     """
 
     start: LogStart
     head: Head
     schema: int
+    events: int
     notes: tuple[str, ...]
 
 
@@ -232,4 +234,5 @@ def read_start(connection: sqlite3.Connection, schema: int) -> Start:
     start = LogStart(
         snapshot=base, tail=tuple(tail), head=at.seq, must_not_change=not_understood((*base, *tail))
     )
-    return Start(start=start, head=at, schema=schema, notes=tuple(notes))
+    events = last - floor_of(connection).seq
+    return Start(start=start, head=at, schema=schema, events=events, notes=tuple(notes))

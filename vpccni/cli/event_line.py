@@ -23,6 +23,7 @@ _STYLES: Final = {
     "effect_failed": "red",
     "effect_unknown": "red",
     "invariant_broken": "red",
+    "log_restored": "red",
     "agent_started": "bold",
     "plan_made": "cyan",
     "effect_intended": "blue",

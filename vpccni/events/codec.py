@@ -34,6 +34,7 @@ Event = (
     | node.SubnetObserved
     | node.NetworkConfigObserved
     | node.InvariantBroken
+    | node.LogRestored
     | effect.EffectIntended
     | effect.EffectConfirmed
     | effect.EffectFailed
@@ -109,6 +110,7 @@ KINDS: Final[dict[str, Shape]] = {
     "subnet_observed": Shape(node.SubnetObserved, 1, False),
     "network_config_observed": Shape(node.NetworkConfigObserved, 1, False),
     "invariant_broken": Shape(node.InvariantBroken, 1, False),
+    "log_restored": Shape(node.LogRestored, 1, False),
     "effect_intended": Shape(effect.EffectIntended, 1, True),
     "effect_confirmed": Shape(effect.EffectConfirmed, 1, True),
     "effect_failed": Shape(effect.EffectFailed, 1, True),

@@ -112,6 +112,18 @@ class NetworkConfigObserved(msgspec.Struct, frozen=True, kw_only=True):
     vpc_cidrs: tuple[Cidr, ...]
 
 
+class LogRestored(msgspec.Struct, frozen=True, kw_only=True):
+    """Files of the log had been removed or replaced while the agent ran; the log was made whole again.
+
+    Attributes:
+        missing: Names of the files that were gone, or replaced by others.
+        events: How many events the log held when it was whole again.
+    """
+
+    missing: tuple[str, ...]
+    events: int
+
+
 class InvariantBroken(msgspec.Struct, frozen=True, kw_only=True):
     """A check of our own failed: changes to EC2 stop until the next start."""
 

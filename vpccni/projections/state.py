@@ -162,6 +162,7 @@ _FOLDS: dict[type, Callable[[State, Record, Any], None]] = {
     **fold_effects.FOLDS,
     **fold_enis.FOLDS,
     **fold_leases.FOLDS,
+    node.LogRestored: _ignored,
     sandbox.AddRequested: _ignored,
     sandbox.AddFailed: _ignored,
     sandbox.AddressUnexplained: _ignored,

@@ -217,6 +217,8 @@ def _node_text(event: Event) -> str:
             return f"the node was booted ({event.old} -> {event.new})"
         case node.InvariantBroken():
             return f"a check of our own failed: {event.name}: {event.detail}"
+        case node.LogRestored():
+            return f"the log was put back with {event.events} events: {_some(event.missing)} had been removed"
         case decision.PlanMade():
             steps = f" {_some(event.steps)}" if event.steps else ""
             return f"plan: {event.reason}{steps}"
