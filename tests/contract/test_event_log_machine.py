@@ -1,4 +1,4 @@
-"""The event log against a list: whatever is appended, fails, dies and is opened again."""
+"""The event log against a list: whatever is appended, fails, dies, is removed and is opened again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ COUNTS = st.integers(1, 7)
 
 
 class LogMachine(RuleBasedStateMachine):
-    """``head`` and ``snapshot`` are the model: records are numbered from 1 and made by their number."""
+    """``head`` and ``snapshot`` are the model: records are numbered from 1 and made by their number.
+
+    While ``is_removed`` the files are not at their path: they hold everything, and die with the process.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,6 +35,7 @@ class LogMachine(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory()
         self.place = self.new_place(Path(self.directory.name))
         self.head = self.snapshot = 0
+        self.is_removed = False
 
     def new_place(self, directory: Path) -> Place:
         raise NotImplementedError
@@ -51,13 +55,18 @@ class LogMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.log = self.place.log()
+        if self.is_removed:
+            self.head = self.snapshot = 0
+            self.is_removed = False
         self.found(self.run(self.log.open()))
 
+    @precondition(lambda self: not self.is_removed)
     @rule(count=COUNTS)
     def append(self, count: int) -> None:
         self.run(self.log.append(self.next(count)))
         self.head += count
 
+    @precondition(lambda self: not self.is_removed)
     @rule(count=COUNTS)
     def append_to_a_full_disk(self, count: int) -> None:
         self.place.faults.plan(LogFault.DISK_FULL)
@@ -65,6 +74,7 @@ class LogMachine(RuleBasedStateMachine):
             self.run(self.log.append(self.next(count)))
         assert caught.value.reason is Reason.LOG_DISK_FULL
 
+    @precondition(lambda self: not self.is_removed)
     @rule(count=COUNTS, fault=st.sampled_from([LogFault.LOST, LogFault.APPLIED]), dies=st.booleans())
     def append_with_unknown_outcome(self, count: int, fault: LogFault, dies: bool) -> None:
         self.place.faults.plan(fault)
@@ -79,16 +89,49 @@ class LogMachine(RuleBasedStateMachine):
         else:
             self.reopen()
 
-    @precondition(lambda self: self.head > self.snapshot)
+    @precondition(lambda self: self.head > self.snapshot and not self.is_removed)
     @rule()
     def take_snapshot(self) -> None:
         self.run(self.log.write_snapshot(Seq(self.head), records(1, self.head)))
         self.snapshot = self.head
 
+    @precondition(lambda self: not self.is_removed)
     @rule()
     def checkpoint(self) -> None:
         self.run(self.log.checkpoint())
 
+    @rule(replaces=st.booleans())
+    def remove(self, replaces: bool) -> None:
+        if self.is_removed:
+            return
+        if replaces and self.head >= 2:
+            self.place.replace()
+            assert self.run(self.log.missing())
+            self.restore()
+        else:
+            self.place.remove()
+            self.is_removed = True
+
+    @precondition(lambda self: self.is_removed)
+    @rule(count=COUNTS)
+    def append_to_removed_files(self, count: int) -> None:
+        with pytest.raises(OutcomeUnknownError) as caught:
+            self.run(self.log.append(self.next(count)))
+        assert caught.value.reason is Reason.LOG_REMOVED
+        self.head += count
+        with pytest.raises(TransientError):
+            self.run(self.log.reopen())
+        self.restore()
+
+    @rule()
+    def restore(self) -> None:
+        was_removed, self.is_removed = bool(self.run(self.log.missing())), False
+        restored = self.run(self.log.restore())
+        assert bool(restored.missing) == was_removed
+        assert restored.events == self.head
+        self.found(restored.start)
+
+    @precondition(lambda self: not self.is_removed)
     @rule()
     def reopen(self) -> None:
         self.found(self.run(self.log.reopen()))
