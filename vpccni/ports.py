@@ -56,7 +56,7 @@ class LogStart(msgspec.Struct, frozen=True, kw_only=True):
     is_lost: bool = False
 
 
-class LogRestored(msgspec.Struct, frozen=True, kw_only=True):
+class Restored(msgspec.Struct, frozen=True, kw_only=True):
     """What it took to make a log whole again at its path.
 
     Attributes:
@@ -109,7 +109,7 @@ class EventLog(Protocol):
     async def missing(self) -> tuple[str, ...]:
         """Names of the log's files that are not at their path any more, or are others there. Cheap."""
 
-    async def restore(self) -> LogRestored:
+    async def restore(self) -> Restored:
         """Make the log whole again at its path, and open it there. To be called when files are missing.
 
         Everything that the open files hold is copied into new ones, synced, and put in place in one step; what

@@ -54,7 +54,6 @@ class Place(Protocol):
         """Files can be made again."""
 
 
-
 class MemoryPlace:
     def __init__(self) -> None:
         self.store = MemoryStore()

@@ -33,7 +33,7 @@ from vpccni.errors import InvariantBrokenError, OutcomeUnknownError, PermanentEr
 from vpccni.events.codec import Record
 from vpccni.events.envelope import GENESIS, Stored
 from vpccni.model import Seq
-from vpccni.ports import LogRestored, LogStart
+from vpccni.ports import LogStart, Restored
 
 RESERVE_BYTES: Final = 4 * 1024 * 1024
 """As on a disk: let go when it is full, so that DELs still fit."""
@@ -211,7 +211,7 @@ class MemoryLog:
         """See ``EventLog.missing``."""
         return (STORE,) if self._is_open and self._is_gone() else ()
 
-    async def restore(self) -> LogRestored:
+    async def restore(self) -> Restored:
         """See ``EventLog.restore``."""
         self._check_open()
         missing = await self.missing()
@@ -225,7 +225,7 @@ class MemoryLog:
                 )
             aside = self._store._put_back(self.events, self.snapshots)
         start = await self.reopen()
-        return LogRestored(start=start, missing=missing, aside=aside, events=len(self.events))
+        return Restored(start=start, missing=missing, aside=aside, events=len(self.events))
 
     def _is_gone(self) -> bool:
         return self.events is not self._store.events

@@ -76,7 +76,7 @@ from vpccni.events.codec import Record
 from vpccni.events.envelope import GENESIS
 from vpccni.events.subjects import subjects_of
 from vpccni.model import Seq
-from vpccni.ports import LogRestored, LogStart
+from vpccni.ports import LogStart, Restored
 
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024
 """Past this an append itself brings the -wal into the file: nobody was idle for some 10,000 batches."""
@@ -349,13 +349,13 @@ class SqliteLog:
                 return ()
             return await asyncio.to_thread(self._place.missing)
 
-    async def restore(self) -> LogRestored:
+    async def restore(self) -> Restored:
         """See ``EventLog.restore``."""
         await load_sqlalchemy()
         async with self._lock:
             return await finish(self._restore(self._opened()), "restore the log")
 
-    async def _restore(self, connection: LogConnection) -> LogRestored:
+    async def _restore(self, connection: LogConnection) -> Restored:
         place = self._place
         missing = await asyncio.to_thread(place.missing)
         try:
@@ -372,7 +372,7 @@ class SqliteLog:
         else:
             found = await asyncio.to_thread(self._look_again)
             self._head, self._removed = found.head, ""
-        return LogRestored(start=found.start, missing=missing, aside=aside, events=found.events)
+        return Restored(start=found.start, missing=missing, aside=aside, events=found.events)
 
     async def _copy_to_path(self, connection: LogConnection) -> tuple[str, ...]:
         """A copy of the log at its path, synced and not open yet. Names of what was moved aside."""

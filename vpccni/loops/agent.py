@@ -88,7 +88,7 @@ class Agent:
         self.readiness = Readiness()
         self.breakers = Breakers(rng)
         self.writer = Writer(ports.log, ports.clock, self._context)
-        self.readiness.log_refusal = self.writer.full
+        self.readiness.log_refusal = self.writer.log_refusal
         self.readiness.kernel_refusal = self._kernel_refusal
         self.readiness.frozen = self._frozen
         self._datapath = datapath_settings(settings)
@@ -266,6 +266,7 @@ class Agent:
             "recovery": self._recovery_view(),
             "log": {"head": state.head, "commits": self.writer.commits},
             "problems": {
+                "log": self.writer.log_problem(),
                 "imds": self.reconcile.imds_failing,
                 "ec2": self.reconcile.ec2_failing,
                 "kernel": self.links.problem,
@@ -429,6 +430,7 @@ class Agent:
             group.create_task(self.links.follow_paths(), name="follow paths")
             group.create_task(self.reconcile.run(), name="reconcile")
             group.create_task(self.housekeeping.run(), name="housekeeping")
+            group.create_task(self.housekeeping.run_log_watch(), name="log watch")
             group.create_task(self.housekeeping.run_spool(), name="spool")
             group.create_task(self.housekeeping.run_sweep(), name="lease sweep")
             group.create_task(

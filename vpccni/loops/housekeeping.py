@@ -30,6 +30,8 @@ SECOND_SIGHT_S: Final = 60.0
 TICK_S: Final = 5.0
 IDLE_TURNS: Final = 2
 """Idle means: no commit during so many ticks."""
+LOG_LOOK_S: Final = 2.0
+"""Between two looks for the log's files, three calls each: as long as a kill may cost what was acknowledged."""
 SNAPSHOT_AFTER: Final = 2000
 """Records behind a snapshot: 2,000 are folded in some 20 ms at the next start."""
 YOUNG_LEASE_S: Final = 60.0
@@ -196,6 +198,12 @@ class Housekeeping:
                 await self._guarded("doctor", self._examine)
             if idle >= IDLE_TURNS:
                 await self._guarded("log", self._tidy_log)
+
+    async def run_log_watch(self) -> NoReturn:
+        """See that the log's files are where the next start looks for them; have them put back otherwise."""
+        while True:
+            await asyncio.sleep(LOG_LOOK_S)
+            await self._guarded("log files", self._writer.look_after_log)
 
     async def run_spool(self) -> NoReturn:
         """DELs that were spooled although we run: the executable could not reach us, or the log took nothing."""

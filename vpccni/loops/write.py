@@ -13,7 +13,11 @@ finds the disk full           nothing was written: the speculative state is drop
                               everything else is tried once more in a batch of its own (the reserve)
 fails, outcome unknown        the log is reopened and folded again; ADD and DEL, which are idempotent,
                               are asked again; the others are told that the outcome is unknown
+went into removed files       the log is put back at its path, with the batch; then as above
 ============================  =================================================================
+
+Files that somebody removes are also noticed while nothing is written (``look_after_log``). A log that cannot be
+put back takes nothing: ADDs are refused, DELs go to the spool, and each look tries again.
 """
 
 from __future__ import annotations
@@ -36,11 +40,12 @@ from vpccni.errors import (
     VpccniError,
 )
 from vpccni.events.codec import Record
+from vpccni.loops.log_watch import LogWatch
 from vpccni.model import Seq, Stamp
 from vpccni.planner import commands as c
 from vpccni.planner.commands import PREVIOUS
 from vpccni.planner.decide import decide
-from vpccni.ports import Clock, EventLog, LogStart
+from vpccni.ports import Clock, EventLog, LogStart, Restored
 from vpccni.projections.snapshot import restore, snapshot_of
 from vpccni.projections.state import State
 
@@ -101,6 +106,7 @@ class Writer:
         self._is_ending = False
         self._full: VpccniError | None = None
         self._full_until = 0.0
+        self._watch = LogWatch(log, clock)
         self.commits = 0
 
     # -- for everybody ----------------------------------------------------------------------------
@@ -155,6 +161,19 @@ class Writer:
             self._is_outlook_new = True
             self._wake.set()
 
+    async def look_after_log(self) -> None:
+        """See whether the log's files are at their path; if not, they are put back in the writer's turn."""
+        if self._closed is None and await self._watch.look():
+            self._wake.set()
+
+    def log_problem(self) -> str:
+        """What became of the log's files while the agent ran, for a person; empty when nothing did."""
+        return self._watch.problem()
+
+    def log_refusal(self) -> Refused | None:
+        """Why no new lease is taken just now: the log was removed, or its disk is full."""
+        return self._watch.refusal() or self.full()
+
     def full(self) -> Refused | None:
         """Why no new lease is taken: the disk is full. Whether it still is, is tried every few seconds."""
         if self._full is None:
@@ -207,27 +226,29 @@ class Writer:
     def refuse_waiting(self) -> None:
         """At the end: no ADD waits any more, neither those that are parked nor those that would be."""
         self._is_ending = True
-        for asked in self._parked:
-            _refuse(asked, AddRefusedError(Reason.STOPPING))
-        self._parked.clear()
+        self._refuse_parked(AddRefusedError(Reason.STOPPING))
 
     async def drain(self) -> None:
         """At the end: commit what is queued, refuse what is parked, take nothing more."""
-        batch = list(self._queue)
-        self._queue.clear()
-        if batch:
-            await self._turn(batch)
-        self._closed = TransientError(Reason.STOPPING, "the agent is stopping")
-        for asked in (*self._queue, *self._parked):
-            _refuse(asked, AddRefusedError(Reason.STOPPING))
-        self._queue.clear()
-        self._parked.clear()
+        await self._watch.look()  # The last chance: what only removed files hold is lost with the process.
+        try:
+            for _ in range(2):  # What a failing log leaves to be asked again has its second try.
+                batch = list(self._queue)
+                self._queue.clear()
+                if batch or self._watch.is_in_doubt:
+                    await self._turn(batch)
+        finally:
+            self._closed = TransientError(Reason.STOPPING, "the agent is stopping")
+            for asked in (*self._queue, *self._parked):
+                _refuse(asked, AddRefusedError(Reason.STOPPING))
+            self._queue.clear()
+            self._parked.clear()
 
     async def _wait_for_work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            if any(asked.future is not None for asked in self._queue):
+            if self._watch.is_in_doubt or any(asked.future is not None for asked in self._queue):
                 return
             due = self._next_due(loop.time())
             if due is not None and due <= loop.time():
@@ -264,6 +285,8 @@ class Writer:
 
     async def _turn(self, batch: list[_Asked]) -> None:
         """Decide a batch, commit it, answer it."""
+        if self._watch.is_in_doubt:
+            batch = [*await self._restore_log(batch), *batch]
         context, stamp = self._context(), self._clock.now()
         # Who went away waits no longer, and stands in nobody's way.
         self._parked = deque(asked for asked in self._parked if asked.future and not asked.future.done())
@@ -272,7 +295,7 @@ class Writer:
         for asked in batch:
             if asked.future is not None and asked.future.done():
                 continue  # The caller went away before anything was decided.
-            if self._is_kept_for_dels(asked):
+            if self._is_refused(asked):
                 continue
             ahead = 0
             if isinstance(asked.command, c.Add) and self._parked:
@@ -284,6 +307,9 @@ class Writer:
             self._decide(asked, stamp, _behind(context, ahead), records, answered)
         self._retry_parked(stamp, context, records, answered)
         if records:
+            if self._watch.removed is not None:
+                self._after_removed(self._watch.removed, answered)
+                return
             try:
                 await self._log.append(records)
             except TransientError as error:
@@ -297,8 +323,20 @@ class Writer:
             if asked.future is not None and not asked.future.done():
                 asked.future.set_result(decision)
 
-    def _is_kept_for_dels(self, asked: _Asked) -> bool:
-        """On a full disk the reserve is for ending leases: new ones are refused until it is there again."""
+    def _is_refused(self, asked: _Asked) -> bool:
+        """On a full disk the reserve is for ending leases: new ones are refused until it is there again.
+
+        While the log is not at its path nothing is known for sure: the last batch may be in it or not. So an ADD
+        is refused, also one that was answered before, and a DEL, which its asker then writes down elsewhere.
+        """
+        removed = self._watch.removed
+        if (
+            removed is not None
+            and isinstance(asked.command, (c.Add, c.EndLease))
+            and asked.future is not None
+        ):
+            _refuse(asked, removed)
+            return True
         if not isinstance(asked.command, c.Add):
             return False
         full = self.full()
@@ -395,9 +433,7 @@ class Writer:
             elif asked.future is not None or isinstance(asked.command, (c.EndLease, c.RefuseAdd)):
                 asked.is_second_try = True
                 again.append(asked)
-        for asked in self._parked:
-            _refuse(asked, TransientError(error.reason, error.detail))
-        self._parked.clear()
+        self._refuse_parked(error)
         if again:
             await self._turn(again)
 
@@ -405,22 +441,18 @@ class Writer:
         self, error: OutcomeUnknownError, answered: list[tuple[_Asked, c.Decision]]
     ) -> None:
         """The batch may or may not be in the log: what is in it after reopening is what happened."""
-        _log.error("log_write_failed", detail=error.detail)
-        told = self.state.head
+        _log.error(str(error.reason), detail=error.detail)
         try:
-            start = await self._log.reopen()
-        except VpccniError:
+            await self._open_anew(error)
+        except VpccniError as failed:
             for asked, _ in answered:
                 _refuse(asked, OutcomeUnknownError(error.reason, error.detail))
-            raise
-        self._adopt(start)
-        found = [record for record in start.tail if record.seq > told]
-        for subscriber in tuple(self._subscribers) if found else ():
-            subscriber(found)
-        for asked in self._parked:
-            # The number of a request that may be lost is not its cause.
-            if isinstance(asked.command, c.Add) and asked.command.request > told:
-                asked.command = msgspec.structs.replace(asked.command, request=0)
+            if failed.reason is not Reason.LOG_REMOVED:
+                raise
+            # The files still hold what they held, the batch perhaps too: it is told when they are put back.
+            self._roll_back()
+            self._refuse_parked(failed)
+            return
         for asked, _ in reversed(answered):
             if isinstance(asked.command, (c.Add, c.EndLease)) and not asked.is_second_try:
                 asked.is_second_try = True
@@ -430,6 +462,68 @@ class Writer:
             else:
                 _refuse(asked, OutcomeUnknownError(error.reason, error.detail))
         self._wake.set()
+
+    async def _open_anew(self, error: OutcomeUnknownError) -> None:
+        """Raises ``log_removed`` when the files are not at their path and cannot be put back now."""
+        if error.reason is not Reason.LOG_REMOVED:
+            try:
+                self._follow(await self._log.reopen())
+            except TransientError as refused:
+                if refused.reason is not Reason.LOG_REMOVED:
+                    raise
+            else:
+                return
+        restored = await self._watch.restore()
+        self._follow(restored.start)
+        self._queue.extendleft(self._told_of(restored))
+        self._ride_along_at = asyncio.get_running_loop().time()
+
+    # -- when the log's files are gone ------------------------------------------------------------
+
+    async def _restore_log(self, batch: list[_Asked]) -> list[_Asked]:
+        """Put the log back at its path, if it can be done now. What is to be recorded before the batch."""
+        try:
+            restored = await self._watch.restore()
+        except TransientError as error:
+            self._refuse_parked(error)
+            return []
+        except VpccniError as error:
+            for asked in batch:
+                _refuse(asked, error)
+            raise
+        self._follow(restored.start)
+        return self._told_of(restored)
+
+    def _told_of(self, restored: Restored) -> list[_Asked]:
+        event = self._watch.take_event(restored)
+        return [] if event is None else [_Asked(c.Observe(event), None)]
+
+    def _after_removed(self, error: TransientError, answered: list[tuple[_Asked, c.Decision]]) -> None:
+        """Nothing is written until the log is put back. What nobody waits for is kept until then."""
+        self._roll_back()
+        self._refuse_parked(error)
+        for asked, _ in reversed(answered):
+            if asked.future is None:
+                self._queue.appendleft(asked)
+            else:
+                _refuse(asked, error)
+
+    def _follow(self, start: LogStart) -> None:
+        """Take over what a log says that was opened anew, and tell of what nobody was told of."""
+        told = self.state.head
+        self._adopt(start)
+        found = [record for record in start.tail if record.seq > told]
+        for subscriber in tuple(self._subscribers) if found else ():
+            subscriber(found)
+        for asked in self._parked:
+            # The number of a request that may be lost is not its cause.
+            if isinstance(asked.command, c.Add) and asked.command.request > told:
+                asked.command = msgspec.structs.replace(asked.command, request=0)
+
+    def _refuse_parked(self, error: VpccniError) -> None:
+        for asked in self._parked:
+            _refuse(asked, type(error)(error.reason, error.detail))
+        self._parked.clear()
 
     def _roll_back(self) -> None:
         self._ahead = restore(snapshot_of(self.state))

@@ -1,0 +1,89 @@
+"""Whether the log is where the next start will look for it: what the writer knows, and what a person is told.
+
+Somebody removes or replaces the log's files; the agent goes on writing into what has no name any more, and all of
+it is gone with the process. The log notices at its next batch, a look every few seconds notices without one.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import structlog
+
+from vpccni.errors import Refused, TransientError, sentence
+from vpccni.events.node import LogRestored
+from vpccni.ports import Clock, EventLog, Restored
+
+_log = structlog.get_logger("log")
+
+
+class LogWatch:
+    """The writer's part of putting a log back; nobody else restores it.
+
+    Attributes:
+        is_in_doubt: Files were missing at the last look: restore before anything more is written.
+        removed: Why the log is not at its path and takes nothing; ``None`` when it is, or was not tried.
+    """
+
+    def __init__(self, log: EventLog, clock: Clock) -> None:
+        self._log = log
+        self._clock = clock
+        self._missing: tuple[str, ...] = ()
+        self._since = ""
+        self._restored = ""
+        self._count = 0
+        self.is_in_doubt = False
+        self.removed: TransientError | None = None
+
+    async def look(self) -> bool:
+        """Whether the log must be restored before it is written to."""
+        missing = await self._log.missing()
+        if missing:
+            self._missing = missing
+        if missing or self.removed is not None:
+            self.is_in_doubt = True
+        return self.is_in_doubt
+
+    async def restore(self) -> Restored:
+        """Put the log back. In the writer's turn. Raises as ``EventLog.restore``."""
+        self.is_in_doubt = False
+        try:
+            restored = await self._log.restore()
+        except TransientError as error:
+            if self.removed is None:
+                self._since = self._now()
+            if self.removed is None or self.removed.detail != error.detail:
+                _log.error("log_removed", detail=error.detail)
+            self.removed = error
+            raise
+        self._missing = restored.missing or self._missing
+        self.removed = None
+        return restored
+
+    def take_event(self, restored: Restored) -> LogRestored | None:
+        """What is to be recorded of a log that was put back; ``None`` when nothing had been missing."""
+        missing, self._missing = self._missing, ()
+        if not missing:
+            return None
+        self._count += 1
+        times = f", for the {self._count}th time" if self._count > 1 else ""
+        aside = f"; what stood there instead is now {', '.join(restored.aside)}" if restored.aside else ""
+        self._restored = (
+            f"removed or replaced under the agent, and put back at {self._now()}{times}: {', '.join(missing)} "
+            f"({restored.events} events, none was lost{aside}). Find out what did it."
+        )
+        _log.error("log_restored", missing=missing, aside=restored.aside, events=restored.events)
+        return LogRestored(missing=missing, events=restored.events)
+
+    def refusal(self) -> Refused | None:
+        """Why no new lease is taken: the log is not at its path."""
+        return None if self.removed is None else Refused(self.removed.reason, self.removed.detail)
+
+    def problem(self) -> str:
+        """For ``status``: what is wrong, or what was; empty when nothing ever was."""
+        if self.removed is None:
+            return self._restored
+        return f"since {self._since}: {sentence(self.removed.reason, self.removed.detail)}"
+
+    def _now(self) -> str:
+        return datetime.fromtimestamp(self._clock.now().wall_ns / 1e9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
