@@ -88,7 +88,7 @@ class Agent:
         self.readiness = Readiness()
         self.breakers = Breakers(rng)
         self.writer = Writer(ports.log, ports.clock, self._context)
-        self.readiness.log_refusal = self.writer.log_refusal
+        self.readiness.log_refusal = self.writer.log_health.refusal
         self.readiness.kernel_refusal = self._kernel_refusal
         self.readiness.frozen = self._frozen
         self._datapath = datapath_settings(settings)
@@ -266,7 +266,7 @@ class Agent:
             "recovery": self._recovery_view(),
             "log": {"head": state.head, "commits": self.writer.commits},
             "problems": {
-                "log": self.writer.log_problem(),
+                "log": self.writer.log_health.problem(),
                 "imds": self.reconcile.imds_failing,
                 "ec2": self.reconcile.ec2_failing,
                 "kernel": self.links.problem,

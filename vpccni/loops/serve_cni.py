@@ -27,6 +27,7 @@ from vpccni.datapath.difference import unwire, wire
 from vpccni.datapath.objects import Applied, DatapathSettings, Difference, SandboxSeen
 from vpccni.errors import Reason, TransientError, VpccniError
 from vpccni.evidence import GC_LIST
+from vpccni.loops.asked import AddRefusedError
 from vpccni.loops.readiness import Readiness
 from vpccni.loops.turns import Flight, Turns
 from vpccni.loops.wiring import (
@@ -37,7 +38,7 @@ from vpccni.loops.wiring import (
     rest_wiring,
     sandbox_wired,
 )
-from vpccni.loops.write import AddRefusedError, Writer
+from vpccni.loops.write import Writer
 from vpccni.model import LeaseId, SandboxKey, Stamp
 from vpccni.planner import commands as c
 from vpccni.planner.decide_leases import find_lease

@@ -40,7 +40,8 @@ from vpccni.errors import (
     VpccniError,
 )
 from vpccni.events.codec import Record
-from vpccni.loops.log_watch import LogWatch
+from vpccni.loops.asked import AddRefusedError, Asked, refuse
+from vpccni.loops.log_health import LogHealth
 from vpccni.model import Seq, Stamp
 from vpccni.planner import commands as c
 from vpccni.planner.commands import PREVIOUS
@@ -57,28 +58,6 @@ PARKED_MAX: Final = 1024
 """More ADDs than any node runs pods: beyond it something is wrong and waiting would only pile up."""
 RIDE_ALONG_S: Final = 0.25
 """Events that nobody waits for join the next batch, or go alone after this long."""
-FULL_RETRY_S: Final = 5.0
-"""While the disk is full, what nobody waits for is tried again at this pace."""
-
-
-class AddRefusedError(VpccniError):
-    """An ADD was refused; ``reason`` says why.
-
-    Attributes:
-        request: The sequence number of its ``AddRequested``; 0 when that is not recorded.
-    """
-
-    request = 0
-
-
-class _Asked(msgspec.Struct):
-    command: c.Command
-    future: asyncio.Future[c.Decision] | None
-    deadline: float = 0.0
-    parked_for: str = ""
-    parked_reason: Reason = Reason.NO_ADDRESS
-    is_second_try: bool = False
-
 
 Subscriber = Callable[[Sequence[Record]], None]
 
@@ -88,14 +67,15 @@ class Writer:
 
     Attributes:
         state: The durable state. Read it freely, change it never.
+        log_health: What keeps the log from taking more, if anything does.
     """
 
     def __init__(self, log: EventLog, clock: Clock, context: Callable[[], c.Context]) -> None:
         self._log = log
         self._clock = clock
         self._context = context
-        self._queue: deque[_Asked] = deque()
-        self._parked: deque[_Asked] = deque()
+        self._queue: deque[Asked] = deque()
+        self._parked: deque[Asked] = deque()
         self._wake = asyncio.Event()
         self._ride_along_at: float | None = None
         self._subscribers: list[Subscriber] = []
@@ -104,9 +84,7 @@ class Writer:
         self._closed: VpccniError | None = None
         self._is_outlook_new = False
         self._is_ending = False
-        self._full: VpccniError | None = None
-        self._full_until = 0.0
-        self._watch = LogWatch(log, clock)
+        self.log_health = LogHealth(log, clock)
         self.commits = 0
 
     # -- for everybody ----------------------------------------------------------------------------
@@ -135,7 +113,7 @@ class Writer:
             raise TransientError(Reason.TOO_BUSY, "the writer's queue is full")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[c.Decision] = loop.create_future()
-        self._queue.append(_Asked(command, future, loop.time() + wait_s))
+        self._queue.append(Asked(command, future, loop.time() + wait_s))
         self._wake.set()
         return await future
 
@@ -143,7 +121,7 @@ class Writer:
         """Record something that nobody waits for: it rides along with the next batch."""
         if len(self._queue) >= QUEUE_MAX or self._closed is not None:
             return  # History is lost, never a lease: what must not be lost is submitted.
-        self._queue.append(_Asked(command, None))
+        self._queue.append(Asked(command, None))
         if self._ride_along_at is None:
             # An ADD that waits may wait for just this.
             delay_s = 0.0 if self._parked else RIDE_ALONG_S
@@ -163,28 +141,8 @@ class Writer:
 
     async def look_after_log(self) -> None:
         """See whether the log's files are at their path; if not, they are put back in the writer's turn."""
-        if self._closed is None and await self._watch.look():
+        if self._closed is None and await self.log_health.look():
             self._wake.set()
-
-    def log_problem(self) -> str:
-        """What became of the log's files while the agent ran, for a person; empty when nothing did."""
-        return self._watch.problem()
-
-    def log_refusal(self) -> Refused | None:
-        """Why no new lease is taken just now: the log was removed, or its disk is full."""
-        return self._watch.refusal() or self.full()
-
-    def full(self) -> Refused | None:
-        """Why no new lease is taken: the disk is full. Whether it still is, is tried every few seconds."""
-        if self._full is None:
-            return None
-        now = asyncio.get_running_loop().time()
-        if now >= self._full_until:
-            self._full_until = now + FULL_RETRY_S
-            if self._log.restore_reserve():
-                self._full = None
-                return None
-        return Refused(self._full.reason, self._full.detail)
 
     @property
     def waiting(self) -> int:
@@ -210,7 +168,7 @@ class Writer:
         except VpccniError as error:
             self._closed = error
             for asked in (*self._queue, *self._parked):
-                _refuse(asked, error)
+                refuse(asked, error)
             raise
 
     async def _run(self) -> NoReturn:
@@ -230,17 +188,18 @@ class Writer:
 
     async def drain(self) -> None:
         """At the end: commit what is queued, refuse what is parked, take nothing more."""
-        await self._watch.look()  # The last chance: what only removed files hold is lost with the process.
+        # The last chance: what only removed files hold is lost with the process.
+        await self.log_health.look()
         try:
             for _ in range(2):  # What a failing log leaves to be asked again has its second try.
                 batch = list(self._queue)
                 self._queue.clear()
-                if batch or self._watch.is_in_doubt:
+                if batch or self.log_health.is_in_doubt:
                     await self._turn(batch)
         finally:
             self._closed = TransientError(Reason.STOPPING, "the agent is stopping")
             for asked in (*self._queue, *self._parked):
-                _refuse(asked, AddRefusedError(Reason.STOPPING))
+                refuse(asked, AddRefusedError(Reason.STOPPING))
             self._queue.clear()
             self._parked.clear()
 
@@ -248,7 +207,7 @@ class Writer:
         loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
-            if self._watch.is_in_doubt or any(asked.future is not None for asked in self._queue):
+            if self.log_health.is_in_doubt or any(asked.future is not None for asked in self._queue):
                 return
             due = self._next_due(loop.time())
             if due is not None and due <= loop.time():
@@ -283,15 +242,15 @@ class Writer:
                 dues.append(now + min(coming) + 0.001)
         return min(dues) if dues else None
 
-    async def _turn(self, batch: list[_Asked]) -> None:
+    async def _turn(self, batch: list[Asked]) -> None:
         """Decide a batch, commit it, answer it."""
-        if self._watch.is_in_doubt:
+        if self.log_health.is_in_doubt:
             batch = [*await self._restore_log(batch), *batch]
         context, stamp = self._context(), self._clock.now()
         # Who went away waits no longer, and stands in nobody's way.
         self._parked = deque(asked for asked in self._parked if asked.future and not asked.future.done())
         records: list[Record] = []
-        answered: list[tuple[_Asked, c.Decision]] = []
+        answered: list[tuple[Asked, c.Decision]] = []
         for asked in batch:
             if asked.future is not None and asked.future.done():
                 continue  # The caller went away before anything was decided.
@@ -302,13 +261,13 @@ class Writer:
                 if self._ahead.lease_of(asked.command.key) is None:
                     ahead = len(self._parked)
                 if ahead >= PARKED_MAX:
-                    _refuse(asked, AddRefusedError(Reason.TOO_MANY_WAITING))
+                    refuse(asked, AddRefusedError(Reason.TOO_MANY_WAITING))
                     continue
             self._decide(asked, stamp, _behind(context, ahead), records, answered)
         self._retry_parked(stamp, context, records, answered)
         if records:
-            if self._watch.removed is not None:
-                self._after_removed(self._watch.removed, answered)
+            if self.log_health.removed is not None:
+                self._after_removed(self.log_health.removed, answered)
                 return
             try:
                 await self._log.append(records)
@@ -323,35 +282,31 @@ class Writer:
             if asked.future is not None and not asked.future.done():
                 asked.future.set_result(decision)
 
-    def _is_refused(self, asked: _Asked) -> bool:
+    def _is_refused(self, asked: Asked) -> bool:
         """On a full disk the reserve is for ending leases: new ones are refused until it is there again.
 
         While the log is not at its path nothing is known for sure: the last batch may be in it or not. So an ADD
         is refused, also one that was answered before, and a DEL, which its asker then writes down elsewhere.
         """
-        removed = self._watch.removed
-        if (
-            removed is not None
-            and isinstance(asked.command, (c.Add, c.EndLease))
-            and asked.future is not None
-        ):
-            _refuse(asked, removed)
-            return True
-        if not isinstance(asked.command, c.Add):
+        if not isinstance(asked.command, (c.Add, c.EndLease)):
             return False
-        full = self.full()
+        removed = self.log_health.removed
+        if removed is not None:
+            refuse(asked, TransientError(removed.reason, removed.detail))
+            return True
+        full = self.log_health.full() if isinstance(asked.command, c.Add) else None
         if full is None or self._ahead.lease_of(asked.command.key) is not None:
             return False
-        _refuse(asked, TransientError(full.reason, full.detail))
+        refuse(asked, TransientError(full.reason, full.detail))
         return True
 
     def _decide(
         self,
-        asked: _Asked,
+        asked: Asked,
         stamp: Stamp,
         context: c.Context,
         records: list[Record],
-        answered: list[tuple[_Asked, c.Decision]],
+        answered: list[tuple[Asked, c.Decision]],
     ) -> c.Answer | None:
         decided = len(records)
         try:
@@ -361,9 +316,9 @@ class Writer:
                     self._evolve(answer.events, stamp, records)
                     answered.append((asked, answer))
                 case Refused():
-                    _refuse(asked, AddRefusedError(answer.reason, answer.detail))
+                    refuse(asked, AddRefusedError(answer.reason, answer.detail))
                 case c.Park() if self._is_ending:
-                    _refuse(asked, AddRefusedError(Reason.STOPPING))
+                    refuse(asked, AddRefusedError(Reason.STOPPING))
                 case c.Park():
                     self._evolve(answer.events, stamp, records)
                     if answer.events and isinstance(asked.command, c.Add):
@@ -372,7 +327,7 @@ class Writer:
                     self._parked.append(asked)
         except InvariantBrokenError as error:
             _log.error("invariant_broken", detail=error.detail)
-            _refuse(asked, error)
+            refuse(asked, error)
             # Not half a decision: what it had evolved is taken back.
             del records[decided:]
             self._roll_back()
@@ -393,7 +348,7 @@ class Writer:
         stamp: Stamp,
         context: c.Context,
         records: list[Record],
-        answered: list[tuple[_Asked, c.Decision]],
+        answered: list[tuple[Asked, c.Decision]],
     ) -> None:
         now = asyncio.get_running_loop().time()
         waiting, self._parked = self._parked, deque()
@@ -406,7 +361,7 @@ class Writer:
                 reason = asked.parked_reason
                 if reason is Reason.NO_ADDRESS:
                     reason = Reason.WAIT_TIMED_OUT
-                _refuse(asked, AddRefusedError(reason, asked.parked_for))
+                refuse(asked, AddRefusedError(reason, asked.parked_for))
             elif is_blocked and not is_outlook_new:
                 self._parked.append(asked)
             else:
@@ -421,15 +376,15 @@ class Writer:
 
     # -- when the log fails -----------------------------------------------------------------------
 
-    async def _after_full(self, error: TransientError, answered: list[tuple[_Asked, c.Decision]]) -> None:
+    async def _after_full(self, error: TransientError, answered: list[tuple[Asked, c.Decision]]) -> None:
         """Nothing was appended. ADDs are refused; the rest has one more try: the reserve is free now."""
         _log.error("log_disk_full", detail=error.detail)
-        self._full, self._full_until = error, 0.0
+        self.log_health.note_full(error)
         self._roll_back()
-        again: list[_Asked] = []
+        again: list[Asked] = []
         for asked, _ in answered:
             if isinstance(asked.command, c.Add) or asked.is_second_try:
-                _refuse(asked, TransientError(error.reason, error.detail))
+                refuse(asked, TransientError(error.reason, error.detail))
             elif asked.future is not None or isinstance(asked.command, (c.EndLease, c.RefuseAdd)):
                 asked.is_second_try = True
                 again.append(asked)
@@ -438,7 +393,7 @@ class Writer:
             await self._turn(again)
 
     async def _after_unknown(
-        self, error: OutcomeUnknownError, answered: list[tuple[_Asked, c.Decision]]
+        self, error: OutcomeUnknownError, answered: list[tuple[Asked, c.Decision]]
     ) -> None:
         """The batch may or may not be in the log: what is in it after reopening is what happened."""
         _log.error(str(error.reason), detail=error.detail)
@@ -446,7 +401,7 @@ class Writer:
             await self._open_anew(error)
         except VpccniError as failed:
             for asked, _ in answered:
-                _refuse(asked, OutcomeUnknownError(error.reason, error.detail))
+                refuse(asked, OutcomeUnknownError(error.reason, error.detail))
             if failed.reason is not Reason.LOG_REMOVED:
                 raise
             # The files still hold what they held, the batch perhaps too: it is told when they are put back.
@@ -460,7 +415,7 @@ class Writer:
                     asked.command = msgspec.structs.replace(asked.command, request=0)
                 self._queue.appendleft(asked)
             else:
-                _refuse(asked, OutcomeUnknownError(error.reason, error.detail))
+                refuse(asked, OutcomeUnknownError(error.reason, error.detail))
         self._wake.set()
 
     async def _open_anew(self, error: OutcomeUnknownError) -> None:
@@ -473,40 +428,39 @@ class Writer:
                     raise
             else:
                 return
-        restored = await self._watch.restore()
+        restored = await self.log_health.restore()
         self._follow(restored.start)
         self._queue.extendleft(self._told_of(restored))
         self._ride_along_at = asyncio.get_running_loop().time()
 
     # -- when the log's files are gone ------------------------------------------------------------
 
-    async def _restore_log(self, batch: list[_Asked]) -> list[_Asked]:
+    async def _restore_log(self, batch: list[Asked]) -> list[Asked]:
         """Put the log back at its path, if it can be done now. What is to be recorded before the batch."""
         try:
-            restored = await self._watch.restore()
+            restored = await self.log_health.restore()
         except TransientError as error:
             self._refuse_parked(error)
             return []
         except VpccniError as error:
             for asked in batch:
-                _refuse(asked, error)
+                refuse(asked, error)
             raise
         self._follow(restored.start)
         return self._told_of(restored)
 
-    def _told_of(self, restored: Restored) -> list[_Asked]:
-        event = self._watch.take_event(restored)
-        return [] if event is None else [_Asked(c.Observe(event), None)]
+    def _told_of(self, restored: Restored) -> list[Asked]:
+        event = self.log_health.take_event(restored)
+        return [] if event is None else [Asked(c.Observe(event), None)]
 
-    def _after_removed(self, error: TransientError, answered: list[tuple[_Asked, c.Decision]]) -> None:
+    def _after_removed(self, error: TransientError, answered: list[tuple[Asked, c.Decision]]) -> None:
         """Nothing is written until the log is put back. What nobody waits for is kept until then."""
         self._roll_back()
         self._refuse_parked(error)
         for asked, _ in reversed(answered):
             if asked.future is None:
                 self._queue.appendleft(asked)
-            else:
-                _refuse(asked, error)
+            refuse(asked, TransientError(error.reason, error.detail))
 
     def _follow(self, start: LogStart) -> None:
         """Take over what a log says that was opened anew, and tell of what nobody was told of."""
@@ -522,7 +476,7 @@ class Writer:
 
     def _refuse_parked(self, error: VpccniError) -> None:
         for asked in self._parked:
-            _refuse(asked, type(error)(error.reason, error.detail))
+            refuse(asked, type(error)(error.reason, error.detail))
         self._parked.clear()
 
     def _roll_back(self) -> None:
@@ -544,10 +498,3 @@ def fold_start(start: LogStart) -> State:
 
 def _behind(context: c.Context, ahead: int) -> c.Context:
     return msgspec.structs.replace(context, ahead=ahead) if ahead else context
-
-
-def _refuse(asked: _Asked, error: VpccniError) -> None:
-    if isinstance(error, AddRefusedError) and isinstance(asked.command, c.Add):
-        error.request = asked.command.request
-    if asked.future is not None and not asked.future.done():
-        asked.future.set_exception(error)

@@ -1,12 +1,15 @@
-"""Whether the log is where the next start will look for it: what the writer knows, and what a person is told.
+"""What keeps the log from taking more: what the writer knows of it, and what a person is told.
 
-Somebody removes or replaces the log's files; the agent goes on writing into what has no name any more, and all of
-it is gone with the process. The log notices at its next batch, a look every few seconds notices without one.
+Its disk is full. Or somebody has removed or replaced its files: the agent would go on writing into what has no name
+any more, and all of it would be gone with the process. The log notices that at its next batch; a look every few
+seconds notices without one.
 """
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
+from typing import Final
 
 import structlog
 
@@ -17,8 +20,12 @@ from vpccni.ports import Clock, EventLog, Restored
 _log = structlog.get_logger("log")
 
 
-class LogWatch:
-    """The writer's part of putting a log back; nobody else restores it.
+FULL_RETRY_S: Final = 5.0
+"""While the disk is full, what nobody waits for is tried again at this pace."""
+
+
+class LogHealth:
+    """The writer's; others ask it, and nobody else restores the log.
 
     Attributes:
         is_in_doubt: Files were missing at the last look: restore before anything more is written.
@@ -32,6 +39,8 @@ class LogWatch:
         self._since = ""
         self._restored = ""
         self._count = 0
+        self._full: TransientError | None = None
+        self._full_until = 0.0
         self.is_in_doubt = False
         self.removed: TransientError | None = None
 
@@ -75,12 +84,30 @@ class LogWatch:
         _log.error("log_restored", missing=missing, aside=restored.aside, events=restored.events)
         return LogRestored(missing=missing, events=restored.events)
 
+    def note_full(self, error: TransientError) -> None:
+        """The disk was found full."""
+        self._full, self._full_until = error, 0.0
+
+    def full(self) -> Refused | None:
+        """Why no new lease is taken: the disk is full. Whether it still is, is tried every few seconds."""
+        if self._full is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        if now >= self._full_until:
+            self._full_until = now + FULL_RETRY_S
+            if self._log.restore_reserve():
+                self._full = None
+                return None
+        return Refused(self._full.reason, self._full.detail)
+
     def refusal(self) -> Refused | None:
-        """Why no new lease is taken: the log is not at its path."""
-        return None if self.removed is None else Refused(self.removed.reason, self.removed.detail)
+        """Why no new lease is taken just now: the log is not at its path, or its disk is full."""
+        if self.removed is not None:
+            return Refused(self.removed.reason, self.removed.detail)
+        return self.full()
 
     def problem(self) -> str:
-        """For ``status``: what is wrong, or what was; empty when nothing ever was."""
+        """What became of the log's files while the agent ran, for a person; empty when nothing did."""
         if self.removed is None:
             return self._restored
         return f"since {self._since}: {sentence(self.removed.reason, self.removed.detail)}"
