@@ -75,11 +75,12 @@ class LogHealth:
         if not missing:
             return None
         self._count += 1
-        times = f", for the {self._count}th time" if self._count > 1 else ""
+        times = f", {self._count} times since the start" if self._count > 1 else ""
         aside = f"; what stood there instead is now {', '.join(restored.aside)}" if restored.aside else ""
         self._restored = (
             f"removed or replaced under the agent, and put back at {self._now()}{times}: {', '.join(missing)} "
-            f"({restored.events} events, none was lost{aside}). Find out what did it."
+            f"({restored.events} events, none was lost{aside}). Find out what did it; "
+            "a kill within two seconds of it would have lost the log."
         )
         _log.error("log_restored", missing=missing, aside=restored.aside, events=restored.events)
         return LogRestored(missing=missing, events=restored.events)
