@@ -130,6 +130,12 @@ class LogConnection:
         self._batches.stage(work, fault, then)
         await self._driver.commit()
 
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Read in one transaction on the connection's thread."""
+        found: list[T] = []
+        await self.commit(lambda connection: found.append(work(connection)))
+        return found[0]
+
     async def copy_to(self, target: sqlite3.Connection) -> None:
         """Copy all that the connection sees into another database, page by page, also what is in its -wal."""
         await self._driver.backup(target)

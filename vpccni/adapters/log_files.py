@@ -80,6 +80,9 @@ class LogFiles:
         if self._lock_fd >= 0 and identity_at(self.lock) == identity_of(self._lock_fd):
             return
         fd = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if self._lock_fd >= 0 and identity_of(fd) == identity_of(self._lock_fd):
+            os.close(fd)  # It came back just now, and is locked by us.
+            return
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -39,7 +39,8 @@ class LogPlace:
         self._files = files
         self._open: dict[Path, Identity] = {}
         self._had_marker = False
-        self._copy = _NOWHERE
+        self._copy_fd = -1
+        self._kept: Path | None = None
 
     # --- looking -----------------------------------------------------------------------------------
 
@@ -112,6 +113,7 @@ class LogPlace:
             OSError: The directory cannot be written to.
         """
         files = self._files
+        self._kept = None
         files.prepare_directory(volatile_ok=volatile_ok)
         if files.main.parent.stat().st_nlink == 0:
             # Removed on the host while it is mounted in a container: nothing can be made in it any more.
@@ -156,18 +158,31 @@ class LogPlace:
         for own in (files.wal, files.shm):
             own.unlink(missing_ok=True)
         sync(files.main.parent)
-        self._copy = identity_at(files.new) or _NOWHERE
+        self.forget_copy()
+        # Held, so that its inode is not given to another file if it is removed at once. O_PATH: to close it does
+        # not drop SQLite's locks on the file.
+        self._copy_fd = os.open(files.new, os.O_PATH | os.O_CLOEXEC)
         files.new.rename(files.main)
         sync(files.main.parent)
         return aside
 
     def is_copy_open(self) -> bool:
         """Whether what SQLite has opened is the copy that was put in place."""
-        return self._open.get(self._files.main) == self._copy
+        return self._open.get(self._files.main) == self._copy()
+
+    def forget_copy(self) -> None:
+        """To be called when the copy is the log that is open, or nobody's."""
+        if self._copy_fd >= 0:
+            os.close(self._copy_fd)
+            self._copy_fd = -1
+
+    def _copy(self) -> Identity:
+        return identity_of(self._copy_fd) if self._copy_fd >= 0 else _NOWHERE
 
     def make_way_for_closing(self) -> None:
         """Before SQLite closes a database that is at its path: it would remove a -wal of somebody else's by name."""
         if self._is_ours(self._files.main):
+            self._kept = None
             with contextlib.suppress(OSError):
                 self.set_aside()
 
@@ -184,11 +199,12 @@ class LogPlace:
         foreign = [
             path
             for path in paths
-            if os.path.lexists(path) and not self._is_ours(path) and identity_at(path) != self._copy
+            if os.path.lexists(path) and not self._is_ours(path) and identity_at(path) != self._copy()
         ]
         if not foreign:
             return ()
-        kept = self._files.free_name("replaced")
+        # One name for all that is moved aside at a time: a database and its -wal still belong together.
+        kept = self._kept = self._kept or self._files.free_name("replaced")
         names = {path: kept.name + path.name[len(self._files.main.name) :] for path in foreign}
         for path, name in names.items():
             path.rename(path.with_name(name))

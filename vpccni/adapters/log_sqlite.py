@@ -177,6 +177,7 @@ class SqliteLog:
             if self._connection is not None:
                 await asyncio.to_thread(self._place.make_way_for_closing)
             await self._disconnect(is_writing=not self._failure)
+            self._place.forget_copy()
             self._files.release()
 
     async def _open(self) -> Start:
@@ -370,7 +371,7 @@ class SqliteLog:
         elif self._failure:
             found = await self._reopen()
         else:
-            found = await asyncio.to_thread(self._look_again)
+            found = await self._look_again(connection)
             self._head, self._removed = found.head, ""
         return Restored(start=found.start, missing=missing, aside=aside, events=found.events)
 
@@ -400,6 +401,7 @@ class SqliteLog:
         try:
             found = await self._open()
             if self._place.is_copy_open():
+                self._place.forget_copy()
                 with contextlib.suppress(sqlite3.Error):
                     await connection.close(is_writing=True)
                 return found
@@ -410,11 +412,11 @@ class SqliteLog:
         self._place.go_back_to(opened)
         raise self._not_restored(missing, why) from why
 
-    def _look_again(self) -> Start:
+    async def _look_again(self, connection: LogConnection) -> Start:
         """What is in the log now: while the lock was gone, another agent may have written to it."""
         try:
-            with damage_translated(), reading(self._files.main) as reader:
-                return read_start(reader, self._schema)
+            with damage_translated():
+                return await connection.read(lambda reader: read_start(reader, self._schema))
         except LogDamageError as error:
             raise PermanentError(Reason.LOG_DAMAGED, f"{self._files.main}: {error}") from error
 
