@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,8 @@ from pathlib import Path
 import pytest
 
 from tests.data.event_samples import records
+from tests.e2e.preload.build import preload
+from tests.integration.crash_images import Disk, Op, choices, read_trace
 from vpccni.adapters import log_place
 from vpccni.adapters.log_files import RESERVE_BYTES
 from vpccni.adapters.log_sqlite import SqliteLog
@@ -458,7 +462,7 @@ async def put_back(log: SqliteLog) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(int(os.environ.get("N","0")), int(os.environ.get("N","0"))+4))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("N", "0")), int(os.environ.get("N", "0")) + 4))
 async def test_files_that_are_removed_all_the_time_lose_no_batch(path, tmp_path, seed):
     """Batches, looks and checkpoints go on, while files vanish at any moment."""
     log = SqliteLog(path, volatile_ok=True)
@@ -484,3 +488,167 @@ async def test_files_that_are_removed_all_the_time_lose_no_batch(path, tmp_path,
         vandal.stop()
         await log.close()
     assert await head_after_a_kill(path, tmp_path / "killed") == head
+
+
+# --- killed, or without power, in between ----------------------------------------------------------
+
+
+async def live_with_a_vandal(directory: Path) -> None:
+    """A log whose files are removed and replaced in every way, and put back each time.
+
+    The file ``said`` gets ``ack N`` when everything up to N is at the path, and ``gone`` before files go.
+    """
+    said = os.open(directory / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    path = directory / NAME
+    log = SqliteLog(path, volatile_ok=True)
+    await log.open()
+    head = 0
+    try:
+        for number, strike in enumerate((*itertools.product(DATA), DATA, ALL, ("foreign",), ("older",))):
+            await log.append(records(head + 1, head + 2))
+            if number % 2:
+                await log.checkpoint()
+            await log.append(records(head + 3, head + 5))
+            head += 5
+            os.write(said, f"ack {head}\ngone {head}\n".encode())
+            remove_from(path, strike)
+            if number % 3:
+                with contextlib.suppress(OutcomeUnknownError):
+                    await log.append(records(head + 1, head + 1))
+                head += 1
+            assert (await log.restore()).start.head == head
+            os.write(said, f"ack {head}\n".encode())
+    finally:
+        await log.close()
+        os.close(said)
+
+
+def remove_from(path: Path, strike: tuple[str, ...]) -> None:
+    """By the calls that the recorder knows: write, rename and unlink."""
+    older = path.read_bytes()
+    for suffix in DATA if strike[0] in ("foreign", "older") else strike:
+        beside(path, suffix).unlink()
+    if strike[0] == "foreign":
+        path.write_bytes(b"of somebody else")
+        beside(path, "-wal").write_bytes(b"of somebody else")
+    if strike[0] == "older":
+        path.write_bytes(older)
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory) -> tuple[str, list[Op]]:
+    """The recorded run: its calls on files that had a name then, and the directory in which they were made."""
+    base = tmp_path_factory.mktemp("recorded").resolve()
+    directory, trace = base / "state", base / "trace"
+    directory.mkdir()
+    script = (
+        "import asyncio, sys; from pathlib import Path\n"
+        "from tests.integration.test_log_removed import live_with_a_vandal\n"
+        "asyncio.run(live_with_a_vandal(Path(sys.argv[1])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(directory)],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "LD_PRELOAD": str(preload("record", base)),
+            "VPCCNI_RECORD": str(trace),
+            "VPCCNI_RECORD_DIR": str(directory),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    ops = [op for op in read_trace(trace) if not op.path.endswith(" (deleted)")]
+    disk = Disk(str(directory))
+    for op in ops:
+        disk.do(op)
+    for name in (NAME, "said"):  # or the record is not of everything
+        assert disk.file(name) == (directory / name).read_bytes(), name
+    return str(directory), ops
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """Where images are opened: in memory, where a sync costs nothing."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as directory:
+        yield Path(directory)
+
+
+async def found_by_a_start(image: dict[str, bytes], directory: Path) -> int | None:
+    """The head of a log that is a part of what was written; ``None`` for one that is refused as damaged."""
+    for old in directory.iterdir():
+        old.unlink()
+    for name, content in image.items():
+        if name != "said":
+            (directory / name).write_bytes(content)
+    log = SqliteLog(directory / NAME, volatile_ok=True)
+    try:
+        start = await log.open()
+    except PermanentError as error:
+        return None if error.reason is Reason.LOG_DAMAGED else pytest.fail(str(error))
+    finally:
+        await log.close()
+    assert start.tail == tuple(records(1, start.head))
+    return int(start.head)
+
+
+def told(said: bytes) -> tuple[int, bool]:
+    """What was acknowledged, and whether files are gone just now."""
+    lines = [line.split() for line in said.decode().splitlines()]
+    return (int(lines[-1][1]), lines[-1][0] == "gone") if lines else (0, False)
+
+
+@pytest.mark.slow
+async def test_an_agent_that_is_killed_while_it_puts_a_log_back_leaves_all_or_nothing(trace, scratch):
+    """After each call: everything that was called until then is on the disk, nothing else happens any more."""
+    directory, ops = trace
+    disk, seen = Disk(directory), set()
+    whole: dict[int, int] = {}
+    for number, op in enumerate(ops):
+        disk.do(op)
+        names = disk.names()[-1]
+        image = disk.image(names, 4096, lambda sectors: sectors, is_long=True, filler=b"\0")
+        mark = hash(tuple(sorted(image.items())))
+        if mark in seen:
+            continue
+        seen.add(mark)
+        acknowledged, is_gone = told(image.get("said", b""))
+        head = await found_by_a_start(image, scratch)
+        where = f"after call {number}, {op.kind} of {op.path}"
+        if not is_gone:
+            assert head is not None, where
+            assert head >= acknowledged, where
+            continue
+        whole[acknowledged] = max(whole.get(acknowledged, 0), head or 0)
+        marker_is_gone = f"{NAME}.exists" not in image
+        assert head is None or head >= acknowledged or (head == 0 and marker_is_gone), f"{where}: {head}"
+    assert len(seen) > 200
+    assert all(head >= acknowledged for acknowledged, head in whole.items())
+
+
+@pytest.mark.slow
+async def test_a_loss_of_power_while_a_log_is_put_back_leaves_no_half_of_it(trace, scratch):
+    """Before each sync everything since the one before is in the balance: all of it, in parts and orders."""
+    directory, ops = trace
+    disk, chance, seen = Disk(directory), random.Random(1), set()
+    for number, op in enumerate(ops):
+        acknowledged, is_gone = told(disk.file("said"))
+        for what, choose in choices(chance) if op.kind == "S" else ():
+            size, names = chance.choice((512, 4096)), chance.choice(disk.names())
+            image = disk.image(names, size, choose, is_long=chance.random() < 0.5, filler=b"\0")
+            image.pop("said", None)
+            mark = hash(tuple(sorted(image.items())))
+            if mark in seen:
+                continue
+            seen.add(mark)
+            head = await found_by_a_start(image, scratch)
+            if not is_gone:
+                where = f"before call {number} ({op.path} is synced), sectors of {size}, {what}"
+                assert head is not None, where
+                assert head >= acknowledged, where
+        disk.do(op)
+    assert len(seen) > 200

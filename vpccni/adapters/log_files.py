@@ -279,16 +279,19 @@ class LogFiles:
         for known in sorted(self.main.parent.glob(f"{self.main.name}.quarantine-*Z*")):
             if not known.name.endswith("-wal") and self._is_copy(known):
                 return f"a copy is kept as {known.name}"
-        copy = self.free_name("quarantine")
+        made: list[Path] = []
         try:
+            copy = self.free_name("quarantine")
             for original in originals:
                 target = copy.with_name(copy.name + original.name[len(self.main.name) :])
+                made.append(target)
                 shutil.copyfile(original, target)
                 sync(target)
             sync(copy.parent)
         except OSError as error:
-            for suffix in ("", "-wal"):
-                copy.with_name(copy.name + suffix).unlink(missing_ok=True)
+            for target in made:
+                with contextlib.suppress(OSError):
+                    target.unlink()
             return f"no copy could be made: {error}"
         return f"a copy is kept as {copy.name}"
 
