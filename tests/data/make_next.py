@@ -3,7 +3,8 @@
 Made once and never again: they stand for what a node holds after a release was taken back. ``next-understood``
 has what a later release may write at any time: a kind that need not be understood, and a known kind with a
 further optional field. ``next-must`` ends with a kind that must be understood. ``next-schema`` has another
-column, another table, and the number of that schema.
+column, another table, and the number of that schema. ``next-values`` has an effect and a cause of an end that
+today's release does not know.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import tempfile
 from pathlib import Path
 
 from tests.data.event_samples import record, records
+from tests.data.make_lived import RUNNING, lived
 from vpccni.adapters.log_sqlite import SqliteLog
 from vpccni.events.codec import Record, UnknownEvent
+from vpccni.events.effect import EffectIntended
 from vpccni.events.node import AgentStarted, InstanceObserved
-from vpccni.model import Seq
+from vpccni.events.sandbox import LeaseEnded
+from vpccni.model import EniId, Seq
 
 BEFORE = 5
 """So many records of today come first, without an instance: which machine it is about is learnt anew."""
@@ -34,6 +38,10 @@ UNDERSTOOD = (
     UnknownEvent(kind="plan_made", version=2, must_understand=False, body=b'{"why":"a shape of tomorrow"}'),
 )
 MUST = UnknownEvent(kind="lease_moved", version=1, must_understand=True, body=b'{"lease":4,"to":"10.0.3.8"}')
+
+
+EVICTED = RUNNING[0]
+"""The pod of ``next-values`` whose lease ends for a cause of tomorrow."""
 
 
 def next_path(name: str) -> Path:
@@ -66,6 +74,22 @@ def lift_schema(path: Path) -> None:
     connection.close()
 
 
+async def write_values(path: Path) -> None:
+    """A node that lived, and then did what only a later release knows: kinds of today with values of tomorrow."""
+    node = lived()
+    gone = node.lease(EVICTED)
+    node.append(
+        LeaseEnded(
+            lease=gone.id, cause="evicted_by_policy", key=gone.key, pod=gone.pod, bindings=gone.bindings
+        )
+    )
+    node.append(EffectIntended(kind="associate_trunk", eni=EniId("eni-1"), unit="slot", count=1))
+    log = SqliteLog(path, volatile_ok=True)
+    await log.open()
+    await log.append(node.records)
+    await log.close()
+
+
 async def make() -> None:
     with tempfile.TemporaryDirectory() as directory:
         for name, events in (
@@ -78,6 +102,9 @@ async def make() -> None:
             if name == "schema":
                 lift_schema(path)
             shutil.copyfile(path, next_path(name))
+        path = Path(directory) / "values" / "events.db"
+        await write_values(path)
+        shutil.copyfile(path, next_path("values"))
 
 
 if __name__ == "__main__":

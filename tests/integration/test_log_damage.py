@@ -17,7 +17,7 @@ from vpccni.errors import OutcomeUnknownError, PermanentError, Reason, VpccniErr
 from vpccni.model import Seq
 from vpccni.replay.reader import open_log
 
-COUNT = 60
+COUNT = 70
 PAGE = 4096
 
 
@@ -260,23 +260,30 @@ async def test_an_empty_file_beside_a_wal_is_damage(crashed):
     assert "empty" in await damage_of(crashed)
 
 
-async def test_a_wal_without_its_database_is_damage(crashed):
+async def test_a_wal_without_its_database_is_a_lost_log_and_is_kept(crashed):
+    crashed.with_name("events.db.exists").unlink(missing_ok=True)
+    left = crashed.with_name("events.db-wal").read_bytes()
     crashed.unlink()
-    detail = await damage_of(crashed, copied=False)
-    assert "only its -wal is left" in detail
-    assert len(list(crashed.parent.glob("events.db.quarantine-*-wal"))) == 1
+    start, notes = await opened(crashed)
+    assert (start.head, start.is_lost) == (0, True)
+    kept = list(crashed.parent.glob("events.db.lost-*-wal"))
+    assert [one.read_bytes() for one in kept] == [left]
+    assert any(kept[0].name in note for note in notes)
 
 
-async def test_a_log_that_vanished_is_missed_until_somebody_moves_its_marker_away(whole):
+async def test_a_log_that_vanished_is_told_by_its_marker_once(whole):
     whole.unlink()
-    detail = await damage_of(whole, copied=False)
-    assert "gone" in detail
-    assert "move events.db.exists" in detail
-    assert "recovers the leases" in detail
-    assert not whole.exists()
-    whole.with_name("events.db.exists").unlink()
+    start, notes = await opened(whole)
+    assert (start.head, start.is_lost) == (0, True)
+    assert any("is gone, a new one is made" in note for note in notes)
+    assert whole.exists()
     start, _ = await opened(whole)
-    assert start.head == 0
+    assert not start.is_lost
+
+
+async def test_a_new_place_is_no_loss(tmp_path):
+    start, _ = await opened(tmp_path / "events.db")
+    assert (start.head, start.is_lost) == (0, False)
 
 
 async def test_a_log_that_was_put_back_without_its_marker_serves_and_is_marked(whole):

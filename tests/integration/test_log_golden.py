@@ -14,20 +14,21 @@ import pytest
 from tests.data.event_samples import EVENTS, record, records
 from tests.data.make_golden import SNAPSHOT_AT, golden_path
 from tests.data.make_lived import RUNNING, lived_path
-from tests.data.make_next import BEFORE, MUST, UNDERSTOOD, beginning, next_path
+from tests.data.make_next import BEFORE, EVICTED, MUST, UNDERSTOOD, beginning, next_path
 from tests.integration.test_agent_process import add, place
 from vpccni.adapters.log_sqlite import SqliteLog
 from vpccni.errors import PermanentError, Reason
 from vpccni.events import codec
 from vpccni.events.codec import KIND_OF, KINDS, Shape, UnknownEvent
 from vpccni.events.node import MaxPodsObserved
+from vpccni.loops.write import fold_start
 from vpccni.model import Seq
 from vpccni.replay.reader import open_log
 
 __all__ = ["place"]
 
 SCHEMAS = [1]
-HEADS = {1: "1b868f99b3a47c642b1100c0a4421258a9be026e57f45470af4cff9a09f42e4b"}
+HEADS = {1: "3e087d5ab6811f4332987c727261f076f35a4995629d8e9ec4132d19d3d99eef"}
 
 
 def test_the_samples_hold_every_kind_once():
@@ -178,8 +179,16 @@ def stopped(place, agent):
 
 @pytest.mark.netns
 @pytest.mark.slow
-@pytest.mark.parametrize("source", [lived_path(1), next_path("understood")], ids=lambda path: path.stem)
-def test_the_agent_starts_on_a_log_of_another_release_and_goes_on_with_it(place, source):
+@pytest.mark.parametrize(
+    ("source", "pods_now"),
+    [
+        (lived_path(1), set(RUNNING)),
+        (next_path("understood"), set()),
+        (next_path("values"), set(RUNNING) - {EVICTED}),
+    ],
+    ids=["lived", "understood", "values"],
+)
+def test_the_agent_starts_on_a_log_of_another_release_and_goes_on_with_it(place, source, pods_now):
     path = put(place, source)
     (place.root / "boot_id").write_text("boot-1\n")  # a reboot would have ended the pods
     with open_log(path) as log:
@@ -191,11 +200,30 @@ def test_the_agent_starts_on_a_log_of_another_release_and_goes_on_with_it(place,
     assert answer["log"]["head"] > len(before)
     assert answer["reason"] not in ("log_newer", "log_damaged")
     _, pods = place.ask("GET", "/v1/pods")
-    assert {pod["name"] for pod in pods} == (set(RUNNING) if "lived" in source.name else set())
+    assert {pod["name"] for pod in pods} == pods_now
     stopped(place, agent)
     with open_log(path) as log:
         assert log.verify_chain().ok
         assert [one.hash for one in log.records()][: len(before)] == before
+
+
+@pytest.mark.netns
+@pytest.mark.slow
+async def test_values_of_a_later_release_are_no_damage_and_an_open_effect_of_it_freezes_ec2(tmp_path):
+    """An unknown end is still an end; an effect that nobody here can finish keeps EC2 as it is."""
+    path = tmp_path / "events.db"
+    shutil.copyfile(next_path("values"), path)
+    log = SqliteLog(path, volatile_ok=True)
+    try:
+        start = await log.open()
+    finally:
+        await log.close()
+    assert start.must_not_change == ()
+    state = fold_start(start)
+    assert {lease.pod.name for lease in state.leases.values()} == set(RUNNING) - {EVICTED}
+    assert state.unknown_effects() == ["associate_trunk"]
+    with open_log(path) as read:
+        assert read.verify_chain().ok
 
 
 @pytest.mark.netns

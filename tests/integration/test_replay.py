@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.event_samples import records
+from tests.data.event_samples import EVENTS
 from tests.unit.projections.node import Node, eni_facts, key_of, pod_of
 from vpccni.adapters.log_sqlite import SqliteLog
 from vpccni.errors import Reason
@@ -532,4 +532,4 @@ def test_the_golden_log_tells_every_kind(replay):
     golden = ROOT / "tests" / "data" / "golden-0001.sqlite"
     code, out, _ = replay(golden, "events", "--limit", "100")
     assert code == 0
-    assert len(out.splitlines()) == len(records(1, 38)) + 1
+    assert len(out.splitlines()) == len(EVENTS) + 1

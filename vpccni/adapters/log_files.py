@@ -8,6 +8,7 @@
 ``<log>.reserve``         4 MiB of the disk, let go when it is full
 ``<log>.head``            number of the newest event that was synced, or of one before it
 ``<log>.quarantine-...``  copies of a log that was found damaged
+``<log>.lost-...``        what was left beside a log that was gone
 ``<log>.replaced-...``    what somebody put in the place of the log's files while an agent had them open
 ``<log>.new``             a log under construction; never has that name when it is used
 ========================  ==========================================================================
@@ -29,6 +30,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Final
 
@@ -48,10 +50,19 @@ Identity = tuple[int, int]
 
 _SQLITE_MAGIC: Final = b"SQLite format 3\x00"
 _MARKER_TEXT: Final = (
-    "An event log was created in this directory. While this file is here, a log that is missing counts as lost.\n"
-    "To go on without the log, move this file and all that is left of the log to another directory. Do not\n"
-    "delete it: `vpccni replay` may still read it. The agent recovers the leases from the pods that live here.\n"
+    "An event log was created in this directory. When the log is gone and this file is here, the agent says that\n"
+    "it was lost, makes a new one, and recovers the leases from the pods that live on the node.\n"
 )
+
+
+class Missing(Enum):
+    """What is missing at the log's place."""
+
+    NOTHING = "nothing"
+    NEW = "new"
+    """No log was ever made here."""
+    LOST = "lost"
+    """One was made here, and is gone."""
 
 
 class LogFiles:
@@ -122,11 +133,11 @@ class LogFiles:
         if kind and not volatile_ok:
             raise PermanentError(Reason.LOG_VOLATILE, f"{directory} is on {kind}")
 
-    def is_fresh(self) -> bool:
-        """Whether there is no log and none is missed.
+    def missing(self) -> Missing:
+        """Whether there is a log, and whether one was here before.
 
         Raises:
-            LogDamageError: There was one, and it is gone or empty.
+            LogDamageError: There is a file in its place that is empty or no database.
         """
         way_out = (
             f"to go on without it, move {self.marker.name} and every other file of the log out of "
@@ -135,17 +146,26 @@ class LogFiles:
         try:
             size = self.main.stat().st_size
         except FileNotFoundError:
-            if self.marker.exists():
-                raise LogDamageError(f"the log that was here is gone; {way_out}") from None
-            if self.wal.exists() and self.wal.stat().st_size:
-                raise LogDamageError(f"the log is gone, only its -wal is left; {way_out}") from None
-            return True
+            was_here = self.marker.exists() or (self.wal.exists() and self.wal.stat().st_size > 0)
+            return Missing.LOST if was_here else Missing.NEW
         if size == 0:
             raise LogDamageError(f"the file is empty; {way_out}")
         with self.main.open("rb") as file:
             if file.read(len(_SQLITE_MAGIC)) != _SQLITE_MAGIC:
                 raise LogDamageError(f"the file is not an SQLite database; {way_out}")
-        return False
+        return Missing.NOTHING
+
+    def set_aside(self) -> str:
+        """Move what is left of a lost log out of the new one's way; nothing is deleted. Returns what was moved."""
+        aside = self.free_name("lost")
+        moved = []
+        for left in (self.wal, self.shm, self.head):
+            if left.exists() and left.stat().st_size:
+                target = aside.with_name(aside.name + left.name[len(self.main.name) :])
+                left.rename(target)
+                moved.append(target.name)
+        sync(self.main.parent)
+        return f"; what was left of it is now {', '.join(moved)}" if moved else ""
 
     def create(self) -> None:
         """Make an empty log under another name and put it in place when it is durable.

@@ -31,9 +31,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from vpccni.adapters.finish import finish
 from vpccni.adapters.log_connection import LogConnection, Work, load_sqlalchemy
-from vpccni.adapters.log_files import LogFiles, is_no_space, reading
+from vpccni.adapters.log_files import LogFiles, Missing, is_no_space, reading
 from vpccni.adapters.log_format import (
     EVENT_COLUMNS,
     SCHEMA_VERSION,
@@ -203,12 +205,15 @@ class SqliteLog:
 
     def _examine(self) -> tuple[Start, bool]:
         """Look at everything without a writing connection; make a fresh log where none is missed."""
-        files = self._files
+        files, lost = self._files, ""
         try:
             files.prepare_directory(volatile_ok=self._volatile_ok)
             files.acquire()
             files.remove_new()
-            if files.is_fresh():
+            missing = files.missing()
+            if missing is Missing.LOST:
+                lost = f"the log that was at {files.main} is gone, a new one is made{files.set_aside()}"
+            if missing is not Missing.NOTHING:
                 files.create()
             files.mark()
             with damage_translated(), contextlib.ExitStack() as last, reading(files.main) as connection:
@@ -227,6 +232,9 @@ class SqliteLog:
             if is_no_space(error):
                 raise TransientError(Reason.LOG_DISK_FULL, f"{files.main}: {error}") from error
             raise PermanentError(Reason.LOG_UNUSABLE, f"{files.main}: {error}") from error
+        if lost:
+            start = msgspec.structs.replace(found.start, is_lost=True)
+            found = msgspec.structs.replace(found, start=start, notes=(*found.notes, lost))
         return found, is_torn
 
     async def _disconnect(self, *, is_writing: bool) -> None:

@@ -29,6 +29,7 @@ import structlog
 from vpccni.datapath.objects import LinkChange, LinkSeen
 from vpccni.datapath.survey import is_host_veth
 from vpccni.errors import Reason, Refused, VpccniError
+from vpccni.events.node import InstanceObserved
 from vpccni.evidence import (
     API_SERVER,
     CHECKPOINT,
@@ -220,7 +221,11 @@ class Recovery:
         if state.survey is None:
             if self._is_lost:
                 return "marker_without_log"
-            return "another_machine" if state.identity_boot else "new_log"
+            latest = state.latest.get("instance")
+            changed = (
+                latest is not None and isinstance(latest.event, InstanceObserved) and latest.event.changed
+            )
+            return "another_machine" if changed else "new_log"
         if state.survey.unexplained or self._has_unknown():
             return "unknown_veth"
         if self.is_done and not was_here:
