@@ -64,7 +64,9 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
     settings: DatapathSettings
 
     def desired(self) -> Desired:
-        return desired(self.leases, [eni(device) for device in self.enis], self.settings, VPC)
+        gone = [lease(number) for number in sorted(self.ended)]
+        enis = [eni(device) for device in self.enis]
+        return desired(self.leases, enis, self.settings, VPC, ended=gone)
 
 
 @st.composite
@@ -154,14 +156,18 @@ def test_nothing_foreign_is_ever_touched(scene):
 
 
 def foreign_rules(observed: Observed, wanted: Desired) -> set[Rule]:
-    """By a definition of its own: no from-rule for an address of ours, and nothing that is wanted."""
+    """By a definition of its own: no from-rule for an address of ours, none of the original's, nothing wanted."""
     found = set()
     for rule in observed.rules:
         address, _, length = rule.src.partition("/")
         is_single = length == "32" and any(is_inside(Address(address), subnet) for subnet in wanted.subnets)
         is_plain = not (rule.exotic or rule.dst or rule.iif)
         is_marked = rule.priority == 1024 and rule.mark and rule.mark == rule.mask and not rule.src
-        if not (is_plain and (is_single or is_marked or rule in wanted.rules)):
+        address = Address(rule.dst.partition("/")[0])
+        is_to_pod = rule == Rule(priority=512, table=254, dst=rule.dst) and any(
+            is_inside(address, subnet) for subnet in wanted.subnets if rule.dst
+        )
+        if not is_to_pod and not (is_plain and (is_single or is_marked or rule in wanted.rules)):
             found.add(rule)
     return found
 

@@ -82,12 +82,14 @@ class FakeKernel(FakeSandboxes):
         self.latency_s = latency_s
         self.proc_sys_is_read_only = proc_sys_is_read_only
         self.applied_count = 0
+        self.observed_count = 0
 
     # --- the port -------------------------------------------------------------------------------------
 
     async def observe(self) -> Observed:
         """See ``Kernel.observe``."""
         await self._work()
+        self.observed_count += 1
         state = self.state
         return Observed(
             links=tuple(state.links[index] for index in sorted(state.links)),
