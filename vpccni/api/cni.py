@@ -297,7 +297,9 @@ def told_by_result(result: Any, ifname: str) -> tuple[str, tuple[Address, ...]]:
             address = parse_address(str(entry.get("address", "")).partition("/")[0])
         except ValueError:
             continue
-        if ":" not in address and (not here or entry.get("interface") in here):
+        number = entry.get("interface")
+        is_here = number in here if isinstance(number, int) else False
+        if ":" not in address and (is_here or not here):
             addresses.append(address)
     return netns[:_NETNS_MAX], tuple(addresses)
 

@@ -198,7 +198,8 @@ def refuse_add(state: State, command: c.RefuseAdd, context: c.Context) -> c.Answ
     )
     if lease is None and command.request == 0:
         return c.Decision(((sandbox.AddRequested(key=command.key, pod=command.pod), 0), (failed, PREVIOUS)))
-    if lease is None or not command.ends_lease:
+    if lease is None or not command.ends_lease or lease.origin != "add":
+        # What was found on the node lives, whatever comes of an ADD that names it.
         return c.Decision(((failed, max(command.request, 0)),))
     # The log's word counts, too: what was wired has carried packets, whatever the caller knows of it.
     was_wired = command.was_wired or lease.wired is not None

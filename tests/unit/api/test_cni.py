@@ -221,6 +221,65 @@ def test_a_del_is_not_refused_for_what_it_does_not_need(changes):
     assert cni.decode(request(config, command="DEL", **changes)).verb == "DEL"
 
 
+ORIGINAL = {
+    "cniVersion": "0.4.0",
+    "interfaces": [
+        {"name": "eni0d7763386da"},
+        {"name": "eth0", "mac": "2", "sandbox": "/var/run/netns/cni-x"},
+        {"name": "dummy0d7763386da", "mac": "0", "sandbox": "1"},
+    ],
+    "ips": [{"version": "4", "interface": 1, "address": "10.0.97.30/32"}],
+    "dns": {},
+}
+"""What amazon-vpc-cni-k8s prints: a table number for a MAC, and a last interface that does not exist."""
+
+
+@pytest.mark.parametrize("command", ["DEL", "CHECK"])
+@pytest.mark.parametrize(
+    ("previous", "netns", "addresses"),
+    [
+        (ORIGINAL, "/var/run/netns/cni-x", ("10.0.97.30",)),
+        (json.loads(cni.result("1.1.0", wired())), "/run/netns/x", ("10.0.3.7",)),
+        ({"ips": [{"address": "10.0.3.7/32"}]}, "", ("10.0.3.7",)),
+        (ORIGINAL | {"interfaces": [{"name": "eth1", "sandbox": "/x"}]}, "", ("10.0.97.30",)),
+        (
+            ORIGINAL | {"ips": [*ORIGINAL["ips"], {"interface": 0, "address": "10.0.97.31/32"}]},
+            "/var/run/netns/cni-x",
+            ("10.0.97.30",),
+        ),
+        (ORIGINAL | {"ips": [{"interface": 1, "address": "2001:db8::5/128"}]}, "/var/run/netns/cni-x", ()),
+        ({}, "", ()),
+    ],
+    ids=["original", "ours", "no interfaces", "another interface", "two addresses", "IPv6", "empty"],
+)
+def test_a_later_call_knows_what_its_sandbox_had(command, previous, netns, addresses):
+    """The runtime's own netns wins; a result only helps out."""
+    given = {"prevResult": previous}
+    call = cni.decode(request(given, command=command))
+    assert (call.netns, call.addresses) == ("/run/netns/x", addresses)
+    if command == "DEL":
+        assert cni.decode(request(given, command=command, netns="")).netns == netns
+
+
+@pytest.mark.parametrize(
+    "previous",
+    [
+        5, "x", [], None, {"interfaces": 5, "ips": "x"}, {"interfaces": [None, 5], "ips": [None, 5]},
+        {"ips": [{"address": 5}, {"address": "x"}, {"address": None}, {}]},
+        {"interfaces": [{"name": [], "sandbox": 5}], "ips": [{"interface": [], "address": {}}]},
+        {"interfaces": [{"name": "eth0", "sandbox": 5}], "ips": [{"interface": [], "address": "10.0.0.1"}]},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_del_reads_nothing_out_of_a_result_that_is_none(previous):
+    call = cni.decode(request({"prevResult": previous}, command="DEL", netns=""))
+    assert (call.netns, call.addresses) == ("", ())
+
+
+def test_an_add_takes_no_address_for_its_own_from_the_plugin_before_it():
+    assert cni.decode(request({"prevResult": ORIGINAL})).addresses == ()
+
+
 @pytest.mark.parametrize(
     ("args", "pod"),
     [

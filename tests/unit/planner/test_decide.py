@@ -11,7 +11,7 @@ from vpccni.events import address, effect, eni, sandbox
 from vpccni.events import node as n
 from vpccni.events.decision import PlanMade
 from vpccni.events.effect import EffectIntended
-from vpccni.model import Cidr, EniId, InstanceLimits, IntentId, LeaseId, SubnetId
+from vpccni.model import Address, Binding, Cidr, EniId, InstanceLimits, IntentId, LeaseId, SubnetId
 from vpccni.planner import commands as c
 from vpccni.planner.warm_pool import Constraints
 
@@ -219,6 +219,17 @@ def test_the_failure_of_a_repeated_add_ends_nothing(node):
     refuse = c.RefuseAdd(key=key_of("a"), pod=pod_of("a"), reason=Reason.KERNEL_REFUSED, ends_lease=False)
     assert kinds(node.ask(refuse)) == [sandbox.AddFailed]
     assert lease in node.state.leases
+
+
+def test_the_failure_of_an_add_that_names_a_hold_ends_nothing(node):
+    """1. An ADD names a hold.  2. Its caller goes away before anybody knows what became of it."""
+    binding = Binding(family=4, address=Address("10.0.0.5"), eni=EniId("eni-0"), card=0, device=0, table=254)
+    held = sandbox.AddressHeld(bindings=(binding,), netns="/run/netns/a", ifname="eth0")
+    node.ask(c.Note((held,)))
+    lease = node.ask(c.Add(key=key_of("a"), pod=pod_of("a"), netns="/run/netns/a")).lease
+    refuse = c.RefuseAdd(key=key_of("a"), pod=pod_of("a"), reason=Reason.CANCELLED, was_wired=True)
+    assert kinds(node.ask(refuse)) == [sandbox.AddFailed]
+    assert node.state.lease_of(key_of("a")).id == lease
 
 
 def test_a_refused_add_leaves_no_trace_in_a_log_that_is_newer(node):
