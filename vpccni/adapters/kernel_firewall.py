@@ -65,19 +65,16 @@ class OriginalFirewall:
         problems: list[str] = []
         for look in (self._iptables_nft, self._iptables_legacy, self._nft):
             try:
-                lines, tool = look()
+                parts += look()
             except FirewallError as error:
                 problems.append(str(error))
-                continue
-            if lines:
-                parts.append(FirewallPart(tool=tool, lines=lines))
         return FirewallSeen(parts=tuple(parts), problems=tuple(problems))
 
     def remove(self, part: FirewallPart) -> None:
-        """Take a part away, each of its tables in one transaction.
+        """Take a part away, in one transaction.
 
         Raises:
-            FirewallError: It, or a table of it, stands as before.
+            FirewallError: It stands as before.
         """
         if part.tool == "nft":
             _run(["nft", "delete", "table", NFT_FAMILY, ORIGINAL_TABLE])
@@ -87,39 +84,43 @@ class OriginalFirewall:
 
     # --- the three places -----------------------------------------------------------------------------
 
-    def _iptables_nft(self) -> tuple[tuple[str, ...], str]:
+    def _iptables_nft(self) -> list[FirewallPart]:
         if not any(_exists(_NFT_MSG_GETCHAIN, "nat", chain) for chain in MARKER_CHAINS):
-            return (), NFT
-        lines = self._saved(NFT, TABLES)
-        if not lines:
+            return []
+        parts = _saved(NFT, TABLES)
+        if not parts:
             raise FirewallError(
                 "chains of amazon-vpc-cni-k8s stand in table nat, and iptables-nft-save hides them"
             )
-        return lines, NFT
+        return parts
 
-    def _iptables_legacy(self) -> tuple[tuple[str, ...], str]:
+    def _iptables_legacy(self) -> list[FirewallPart]:
         tables = _legacy_tables()
         if not tables or time.monotonic() - self._legacy_clean_at < _LEGACY_PERIOD_S:
-            return (), LEGACY
+            return []
         obstacle = _legacy_obstacle()
         if obstacle:
             raise FirewallError(
                 f"iptables-legacy is in use on this node, and rules of amazon-vpc-cni-k8s may stand in it: {obstacle}"
             )
-        lines = self._saved(LEGACY, tables)
-        if not lines:
+        parts = _saved(LEGACY, tables)
+        if not parts:
             self._legacy_clean_at = time.monotonic()
-        return lines, LEGACY
-
-    def _nft(self) -> tuple[tuple[str, ...], str]:
-        if not _exists(_NFT_MSG_GETTABLE, ORIGINAL_TABLE):
-            return (), "nft"
-        return (_run(["nft", "list", "table", NFT_FAMILY, ORIGINAL_TABLE]).strip(),), "nft"
+        return parts
 
     @staticmethod
-    def _saved(tool: str, tables: tuple[str, ...]) -> tuple[str, ...]:
-        save = _tool(f"{tool}-save")
-        return originals("".join(_run([save, "-t", table]) for table in tables))
+    def _nft() -> list[FirewallPart]:
+        if not _exists(_NFT_MSG_GETTABLE, ORIGINAL_TABLE):
+            return []
+        table = _run(["nft", "list", "table", NFT_FAMILY, ORIGINAL_TABLE]).strip()
+        return [FirewallPart(tool="nft", lines=(table,))]
+
+
+def _saved(tool: str, tables: tuple[str, ...]) -> list[FirewallPart]:
+    """Its chains and rules in each of these tables; ``mangle`` before ``nat``, whose chains tell of the rest."""
+    save = _tool(f"{tool}-save")
+    found = [originals(_run([save, "-t", table])) for table in tables]
+    return [FirewallPart(tool=tool, lines=lines) for lines in found if lines]
 
 
 def _exists(kind: int, table: str, chain: str = "") -> bool:

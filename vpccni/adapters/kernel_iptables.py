@@ -46,7 +46,7 @@ def originals(saved: str) -> tuple[str, ...]:
 
 
 def removal_script(lines: Sequence[str]) -> str:
-    """Input for ``iptables-restore --noflush`` that takes these lines away: each table in one transaction.
+    """Input for ``iptables-restore --noflush`` that takes these lines away: a table in one transaction.
 
     Args:
         lines: From :func:`originals`.
