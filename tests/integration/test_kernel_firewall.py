@@ -160,9 +160,7 @@ async def test_what_cannot_be_read_in_iptables_legacy_is_told(world, monkeypatch
     await asyncio.to_thread(set_up_host, world.node, PRIMARY, settings)
     if lacking == "programs":
         real = shutil.which
-        monkeypatch.setattr(
-            kernel_firewall.shutil, "which", lambda name: None if "legacy" in name else real(name)
-        )
+        monkeypatch.setattr(shutil, "which", lambda name: None if "legacy" in name else real(name))
     elif lacking == "lock":
         os.unlink(kernel_firewall.LOCK)
     else:
@@ -184,9 +182,7 @@ async def test_missing_programs_of_iptables_nft_are_told(world, monkeypatch):
     need(NFT)
     await asyncio.to_thread(set_up_host, world.node, PRIMARY, NFT)
     real = shutil.which
-    monkeypatch.setattr(
-        kernel_firewall.shutil, "which", lambda name: None if "iptables" in name else real(name)
-    )
+    monkeypatch.setattr(shutil, "which", lambda name: None if "iptables" in name else real(name))
     kernel = await world.open()
     (problem,) = (await kernel.observe()).firewall.problems
     assert "install the Debian package iptables" in problem

@@ -156,8 +156,9 @@ class FirewallPart(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         tool: ``iptables-nft``, ``iptables-legacy`` or ``nft``.
-        lines: For the iptables tools: each chain and rule of one table as ``-t <table> -N …`` or ``-t <table> -A …``, in the
-            order in which they would be made. For ``nft``: the whole table as ``nft list`` prints it.
+        lines: For the iptables tools: each chain and rule of one table as ``-t <table> -N …`` or
+            ``-t <table> -A …``, in the order in which they would be made. For ``nft``: the whole table as
+            ``nft list`` prints it.
     """
 
     tool: str
