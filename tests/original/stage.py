@@ -207,12 +207,17 @@ class OriginalStage:
 
     async def picture(self) -> set[str]:
         """Everything that a look must leave as it is: files with their times, the kernel of node and pods."""
-        told: set[str] = set()
+        told = await self.kernel()
         for root in (self.node.places.root, self.node.places.run):
             for path in sorted(root.rglob("*")):
                 status = path.lstat()
                 content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
                 told.add(f"{path} {status.st_mode:o} {status.st_uid} {status.st_mtime_ns} {content}")
+        return told
+
+    async def kernel(self) -> set[str]:
+        """The kernel of the node and of each pod, a line for each object."""
+        told: set[str] = set()
         script = "; ".join(
             [
                 # Not IPv6: the kernel is still looking for duplicates of its link-local addresses.

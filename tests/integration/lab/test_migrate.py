@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.pod_view import CHECKOUT, command_in_view
 from tests.original.stage import OriginalStage, original_stage
+from vpccni.datapath.numbers import POD_TABLE
 from vpccni.lab.fabric.namespaces import NETNS_DIRECTORY
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
@@ -76,6 +77,13 @@ async def test_the_commands_of_the_page_take_a_node_over_and_hand_it_back():
         await stage.lab.kill_agent(stage.node, 15)
         stage.start_original()
         assert {row.name for row in stage.original.rows.values()} == set(PODS)
+        (finish,) = blocks("node", "finish")
+        await node.run(finish)
+        left = await node.run("ip rule; ip route show table all; nft list tables; ip link")
+        for ours in (f"lookup {POD_TABLE}", f"table {POD_TABLE}", "vpccni"):
+            assert ours not in left
+        for pod in stage.pods.values():
+            assert f"{pod.address} dev {pod.host_ifname}" in left
 
 
 def test_every_command_of_the_page_is_marked_with_where_and_when_it_runs():

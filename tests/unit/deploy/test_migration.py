@@ -179,7 +179,9 @@ def test_the_page_deletes_daemon_sets_without_their_pods_and_applies_none():
     deletes = [line for line in PAGE.splitlines() if line.startswith("kubectl delete daemonset")]
     assert deletes == ["kubectl delete daemonset aws-node -n kube-system --cascade=orphan"] * 2
     applied = [line for line in PAGE.splitlines() if line.startswith("kubectl apply")]
-    assert applied == ["kubectl apply -f deploy/take-over-check.yaml"]
+    assert applied == [
+        f"kubectl apply -f deploy/{name}.yaml" for name in ("take-over-check", "hand-back-finish")
+    ]
 
 
 def test_the_page_names_what_apply_would_keep():
