@@ -146,11 +146,13 @@ def veth_removals(leases: Sequence[LeaseWiring], veth_prefix: str) -> tuple[Veth
 
 def _veth_removal(lease: LeaseWiring, veth_prefix: str) -> VethRemoval:
     alias = lease.alias or alias_of(lease.key)
-    if lease.host_ifindex:
-        # One that was found may end before it gets our alias: then name and MAC tell.
+    if lease.host_ifindex and lease.is_found:
+        # It may end before it gets our alias: then name and MAC tell.
         return VethRemoval(
             ifindex=lease.host_ifindex, alias=alias, ifname=lease.host_ifname, mac=lease.host_mac
         )
+    if lease.host_ifindex:
+        return VethRemoval(ifindex=lease.host_ifindex, alias=alias)
     ifname = lease.host_ifname or veth_name_of(veth_prefix, lease.key, lease.pod)
     return VethRemoval(ifindex=0, alias=alias, ifname=ifname, mac=host_mac_of(lease.key))
 
