@@ -22,8 +22,8 @@ import pytest
 from tests.data.event_samples import records
 from tests.e2e.preload.build import preload
 from tests.integration.crash_images import Disk, Op, choices, read_trace
-from vpccni.adapters import log_place
-from vpccni.adapters.log_files import RESERVE_BYTES
+from vpccni.adapters import log_files, log_place
+from vpccni.adapters.log_files import RESERVE_BYTES, LogFiles
 from vpccni.adapters.log_sqlite import SqliteLog
 from vpccni.errors import OutcomeUnknownError, PermanentError, Reason, TransientError
 from vpccni.model import Seq
@@ -392,6 +392,31 @@ def test_a_disk_that_takes_no_copy_is_told_and_tried_again(tmp_path, what, why, 
     assert said == {**more, "whole": True, "left": []}
 
 
+def test_a_lock_that_comes_back_while_it_is_taken_again_is_still_ours(path, monkeypatch):
+    """1. The directory is moved away: the lock is gone. 2. It is moved back, and opened again."""
+    path.parent.mkdir()
+    ours, other = LogFiles(path), LogFiles(path)
+    ours.acquire()
+    monkeypatch.setattr(log_files, "identity_at", lambda path: None)
+    ours.acquire()
+    with pytest.raises(PermanentError):
+        other.acquire()
+    ours.release()
+    other.acquire()
+    other.release()
+
+
+def test_a_directory_that_vanishes_while_damage_is_copied_aside_is_told(path, monkeypatch):
+    path.parent.mkdir()
+    path.write_bytes(b"damaged")
+
+    def vanished(self, word):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(LogFiles, "free_name", vanished)
+    assert "no copy could be made" in LogFiles(path).quarantine()
+
+
 # --- at any moment ---------------------------------------------------------------------------------
 
 
@@ -609,6 +634,9 @@ async def test_an_agent_that_is_killed_while_it_puts_a_log_back_leaves_all_or_no
     disk, seen = Disk(directory), set()
     whole: dict[int, int] = {}
     for number, op in enumerate(ops):
+        if op.kind == "R" and op.data.endswith(f"/{NAME}".encode()):
+            # A copy gets the log's name where no -wal may be found beside it, whatever the disk kept of the names.
+            assert not any(f"{NAME}-wal" in names for names in disk.names())
         disk.do(op)
         names = disk.names()[-1]
         image = disk.image(names, 4096, lambda sectors: sectors, is_long=True, filler=b"\0")
