@@ -37,7 +37,8 @@ from vpccni.evidence import (
     PodSeen,
     Verdict,
 )
-from vpccni.model import Address, EniFacts, EniId, Mac, host_cidr
+from vpccni.loops.imds_enis import imds_enis
+from vpccni.model import EniFacts
 from vpccni.projections.state import State
 from vpccni.recovery import judge
 from vpccni.settings import Settings
@@ -142,15 +143,9 @@ async def _survey(
 
 
 async def _enis(endpoint: str) -> tuple[EniFacts, ...]:
-    """The node's ENIs as IMDS lists them, each under its MAC in place of its id."""
     imds = ImdsV2(endpoint)
     try:
-        found = []
-        for mac in map(Mac, await imds.attached_macs()):
-            own, *others = await imds.addresses(mac) or (Address(""),)
-            cidrs = (*(host_cidr(one) for one in others), *await imds.prefixes(mac))
-            found.append(EniFacts(id=EniId(mac), mac=mac, primary=own, cidrs=cidrs))
-        return tuple(found)
+        return await imds_enis(imds)
     finally:
         await imds.close()
 

@@ -159,6 +159,7 @@ class Agent:
             spool=ports.spool,
             clock=ports.clock,
             readiness=self.readiness,
+            imds=ports.imds,
             veth_prefix=settings.veth_prefix,
             on_done=self._recovered,
             on_unlisted=lambda: self.housekeeping.sweep_unlisted(self.recovery.unlisted),

@@ -42,11 +42,12 @@ from vpccni.evidence import (
     PodSeen,
     Verdict,
 )
+from vpccni.loops.imds_enis import imds_enis
 from vpccni.loops.readiness import Readiness
 from vpccni.loops.write import Writer
-from vpccni.model import LeaseId, Mac, Stamp
+from vpccni.model import EniFacts, LeaseId, Mac, Stamp
 from vpccni.planner import commands as c
-from vpccni.ports import Checkpoints, Clock, Kernel, KubernetesNode, Predecessor, RuntimeCache, Spool
+from vpccni.ports import Checkpoints, Clock, Imds, Kernel, KubernetesNode, Predecessor, RuntimeCache, Spool
 from vpccni.recovery import KnownVeths, judge
 from vpccni.takeover import Findings, check
 
@@ -85,6 +86,7 @@ class Recovery:
         spool: Spool,
         clock: Clock,
         readiness: Readiness,
+        imds: Imds,
         veth_prefix: str,
         on_done: Callable[[], Awaitable[None]],
         on_unlisted: Callable[[], None],
@@ -98,6 +100,7 @@ class Recovery:
         self._spool = spool
         self._clock = clock
         self._readiness = readiness
+        self._imds = imds
         self._veth_prefix = veth_prefix
         self._on_done = on_done
         self._on_unlisted = on_unlisted
@@ -288,6 +291,7 @@ class Recovery:
             pins=policies,
             policy_endpoints=endpoints,
             now=self._clock.now(),
+            enis=await self._enis() if verdict.claims else None,
         )
         refused = self.findings.refused()
         if refused is None:
@@ -302,6 +306,14 @@ class Recovery:
             return await self._predecessor.enforced_policies()
         except VpccniError as error:
             _log.info("policies_unknown", reason=error.reason, detail=error.detail[:200])
+            return None
+
+    async def _enis(self) -> tuple[EniFacts, ...] | None:
+        """The ENIs as IMDS lists them: who lives in a prefix shows by nothing else. Nobody waits long for it."""
+        try:
+            async with asyncio.timeout(NAMES_PATIENCE_S):
+                return await imds_enis(self._imds)
+        except (VpccniError, TimeoutError):
             return None
 
     async def _policy_endpoints(self) -> tuple[str, ...] | None:

@@ -163,7 +163,7 @@ class _Examination:
     def look_at_branch_enis(self, branch_veths: Iterable[HostVeth]) -> None:
         """Pods with security groups of their own."""
         pods = [
-            pod_text(seen.pod)
+            pod_text(seen.pod) or f"the pod {seen.pod.uid}"
             for seen in self._pods
             if seen.has_branch_eni and not self._is_all_ours(seen.addresses)
         ]
