@@ -33,9 +33,9 @@ STATUS: Final = Path("/proc/thread-self/status")
 _CAP_NET_RAW: Final = 13
 
 _RUN_S_MAX: Final = 20
-_LEGACY_PERIOD_S: Final = 600.0
-"""iptables-legacy keeps no names that could be asked for, and 10,000 rules take 30 ms to read. Only its daemon
-writes them, so that what was seen to be clean is looked at again this seldom."""
+_LEGACY_PERIOD_S: Final = 50.0
+"""iptables-legacy keeps no names that could be asked for, and 10,000 rules take 30 ms to read. What was seen to be
+clean is read again at the regular looks, and not at those that follow somebody's changes of rules and routes."""
 
 _NETLINK_NETFILTER: Final = 12
 _NFNL_SUBSYS_NFTABLES: Final = 10
