@@ -15,12 +15,13 @@ import pytest
 from tests.contract.kernel_worlds import RealWorld, sh
 from tests.integration.test_kernel_datapath import inside
 from tests.unit.datapath.builders import SETTINGS, VPC, eni, lease
-from vpccni.adapters import kernel_links, kernel_node, netlink
+from vpccni.adapters import kernel_links, kernel_node, kernel_paths, netlink
 from vpccni.adapters.kernel import NetlinkKernel
 from vpccni.datapath.desired import desired
 from vpccni.datapath.difference import difference, probe, unwire, wire
-from vpccni.datapath.objects import LinkChange
+from vpccni.datapath.objects import LinkChange, PathChange, Rule
 from vpccni.errors import PermanentError, Reason
+from vpccni.model import Cidr
 
 pytestmark = pytest.mark.netns
 
@@ -73,6 +74,13 @@ async def test_closing_leaves_no_thread_and_no_descriptor(world):
     async for _ in changes:
         break
     await changes.aclose()
+    paths: Any = kernel.path_changes()
+    hearing = asyncio.get_running_loop().create_task(anext(paths))
+    while not hearing.done():  # Until it listens, and then hears.
+        await kernel.apply(wire(leases[0], [], SETTINGS))
+        await kernel.apply(unwire(leases[0]))
+        await asyncio.sleep(0.01)
+    await paths.aclose()
     await kernel.observe()
     await kernel.close()
     await kernel.close()
@@ -211,3 +219,52 @@ async def test_the_loop_goes_on_while_the_kernel_works(world):
             await asyncio.sleep(0.0005)
             turns += 1
     assert turns >= 2
+
+
+async def test_lost_changes_of_paths_are_told_as_one_that_may_have_been_anything(world):
+    """1. The socket overruns while 400 rules are made. 2. One change tells. 3. What comes later is told again."""
+    listener = inside(world.node, kernel_paths.subscribe)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    changes = kernel_paths.changes(listener)
+    script = [
+        f"rule add pref 512 to 10.9.{number // 200}.{number % 200} lookup main" for number in range(400)
+    ]
+    sh(world.node, "ip -batch - <<'EOT'\n" + "\n".join(script) + "\nEOT")
+    told: list[PathChange] = []
+    async with asyncio.timeout(10):
+        async for change in changes:
+            told.append(change)
+            if change == PathChange():
+                break
+        sh(world.node, "ip rule del pref 512 to 10.9.0.0 lookup main")
+        last = PathChange(is_removed=True, rule=Rule(priority=512, table=254, dst=Cidr("10.9.0.0/32")))
+        async for change in changes:
+            if change == last:
+                break
+    await changes.aclose()
+    assert len(told) < 400
+
+
+async def test_routes_that_cannot_be_a_pods_are_not_told(world):
+    """Whoever speaks BGP on the node changes thousands of them."""
+    world.plug(eni(0).mac, "eth0")
+    sh(world.node, "ip addr add 10.0.0.10/24 dev eth0; ip link set eth0 up")
+    changes = kernel_paths.changes(inside(world.node, kernel_paths.subscribe))
+    script = """
+        ip route add 100.64.1.0/24 dev eth0
+        ip route add 100.64.1.1/32 dev eth0 table 30400
+        ip route add 100.64.1.2/32 dev eth0 metric 7
+        ip route add blackhole 100.64.1.3/32
+        ip route add 100.64.1.4/32 dev eth0
+        ip route add 100.64.1.5/32 dev eth0 table 51200
+    """
+    sh(world.node, script)
+    told: list[tuple[int, str]] = []
+    async with asyncio.timeout(10):
+        async for change in changes:
+            assert change.route is not None
+            told.append((change.route.table, change.route.dst))
+            if change.route.table == 51200:
+                break
+    await changes.aclose()
+    assert told == [(254, "100.64.1.4/32"), (51200, "100.64.1.5/32")]
