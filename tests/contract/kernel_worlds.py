@@ -6,6 +6,7 @@ written, and whatever happens to the process, the kernel removes the namespace w
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import fcntl
 import itertools
@@ -63,6 +64,7 @@ class World(Protocol):
     def add_inside(self, path: str, ifname: str, address: str) -> None: ...
     def rename_inside(self, path: str, ifname: str, to: str) -> None: ...
     def add_pair_inside(self, path: str, one: str, other: str) -> None: ...
+    def inside(self, path: str) -> object: ...
     def dump(self, *paths: str) -> object: ...
     def own_netns(self) -> str: ...
     async def close(self) -> None: ...
@@ -146,6 +148,9 @@ class FakeWorld:
         for number, ifname in enumerate((one, other)):
             inside = FakeInterface(ifindex=20 + number, mac=f"02:00:00:00:fc:{number:02x}", mtu=1500)
             self.kernel.state.netns[path].interfaces[ifname] = inside
+
+    def inside(self, path: str) -> object:
+        return copy.deepcopy(self.kernel.state.netns[path])
 
     def dump(self, *paths: str) -> object:
         return self.kernel.dump()
@@ -260,6 +265,15 @@ class RealWorld:
 
     def set_alias(self, ifname: str, alias: str) -> None:
         sh(self.node, f"ip link set {ifname} alias '{alias}'")
+
+    def inside(self, path: str) -> object:
+        # Who set a route is of no consequence.
+        return [
+            [{key: value for key, value in each.items() if key != "protocol"} for each in part]
+            if isinstance(part, list)
+            else part
+            for part in dump_netns(path)
+        ]
 
     def dump(self, *paths: str) -> object:
         return [dump_netns(path) for path in (self.node, *paths)]

@@ -142,6 +142,38 @@ async def test_nothing_of_the_original_goes_when_something_of_ours_could_not_be_
     assert (512, 254) in await rules_of(kernel, one)
 
 
+async def test_ours_comes_first_and_its_rule_goes_before_the_route_to_which_it_leads(world, kernel):
+    """A rule without its route would send packets by main's default route."""
+    await settle_node(world, kernel)
+    one = await original_pod(world, kernel)
+    dst = Cidr(f"{address_of(one)}/32")
+    rule = PathChange(is_removed=True, rule=to(one))
+    theirs = PathChange(is_removed=True, route=Route(table=254, dst=dst, ifindex=one.host_ifindex))
+    ours = PathChange(route=Route(table=POD_TABLE, dst=dst, ifindex=one.host_ifindex))
+    async with listening(kernel) as (wait_for, heard):
+        await converge(kernel, wanted(one))
+        await wait_for(theirs)
+    assert heard.index(ours) < heard.index(rule) < heard.index(theirs)
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+async def test_while_handing_back_the_route_comes_before_the_rule(world, kernel, is_new):
+    await settle_node(world, kernel)
+    one = lease(1, netns=world.add_netns())
+    if not is_new:
+        await kernel.apply(wire(one, ENIS, SETTINGS))
+    async with listening(kernel) as (wait_for, heard):
+        if is_new:
+            await kernel.apply(wire(one, ENIS, SETTINGS, as_original=True))
+        else:
+            await converge(kernel, wanted(one, as_original=True))
+        await wait_for(PathChange(rule=to(one)))
+    (route,) = [
+        place for place, change in enumerate(heard) if change.route is not None and change.route.table == 254
+    ]
+    assert route < heard.index(PathChange(rule=to(one)))
+
+
 async def test_what_is_gone_already_is_not_told_as_removed(world, kernel):
     await settle_node(world, kernel)
     one = await original_pod(world, kernel)
@@ -193,12 +225,18 @@ async def test_a_repeated_add_finds_the_interface_that_the_original_made(world, 
         assert await problems_of(kernel, one) == ()
 
 
-async def test_a_repeated_add_goes_by_the_index_when_the_macs_were_not_written_down(world, kernel):
+@pytest.mark.parametrize("are_macs_known", [False, True])
+async def test_a_repeated_add_changes_nothing_inside_a_pod_of_the_original(world, kernel, are_macs_known):
+    """Without MACs in the log the index tells it; its gateway keeps the MAC of the veth that is there."""
     await settle_node(world, kernel)
     one = await original_pod(world, kernel)
-    one = msgspec.structs.replace(one, host_mac=Mac(""), pod_mac=Mac(""))
-    seen = (await kernel.apply(wire(one, ENIS, SETTINGS))).sandboxes[one.lease]
+    if not are_macs_known:
+        one = msgspec.structs.replace(one, host_mac=Mac(""), pod_mac=Mac(""))
+    before = world.inside(one.netns)
+    smaller = msgspec.structs.replace(SETTINGS, pod_mtu=1400)
+    seen = (await kernel.apply(wire(one, ENIS, smaller))).sandboxes[one.lease]
     assert seen.host_ifindex == one.host_ifindex
+    assert world.inside(one.netns) == before
     await converge(kernel, wanted(one))
     assert await problems_of(kernel, one) == ()
 
@@ -263,7 +301,7 @@ async def test_the_veth_of_another_sandbox_of_the_same_name_is_not_swept(world, 
         msgspec.structs.replace(new, host_ifindex=new.host_ifindex + 1000),
         msgspec.structs.replace(new, host_ifindex=0),
         msgspec.structs.replace(new, host_mac=Mac("0a:ff:00:00:00:01")),
-        msgspec.structs.replace(new, is_found=False),
+        msgspec.structs.replace(new, host_ifname="eni00000000000"),
     ):
         await kernel.apply(sweep([old]))
         assert new.host_ifindex in {link.ifindex for link in (await kernel.observe()).links}
@@ -366,8 +404,10 @@ async def test_after_the_farewell_only_the_originals_objects_are_left(world, ker
 
 
 @contextlib.asynccontextmanager
-async def listening(kernel: Kernel) -> AsyncIterator[Callable[[PathChange], Awaitable[None]]]:
-    """Collects what is told; gives a function that waits for a change."""
+async def listening(
+    kernel: Kernel,
+) -> AsyncIterator[tuple[Callable[[PathChange], Awaitable[None]], list[PathChange]]]:
+    """Collects what is told; gives a function that waits for a change, and the collection."""
     heard: list[PathChange] = []
     news = asyncio.Event()
     follower = kernel.path_changes()
@@ -391,7 +431,7 @@ async def listening(kernel: Kernel) -> AsyncIterator[Callable[[PathChange], Awai
                 await kernel.apply(Difference(rules_add=(MARK,)))
                 await kernel.apply(Difference(rules_delete=(MARK,)))
                 await asyncio.sleep(0.01)
-        yield wait_for
+        yield wait_for, heard
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -400,7 +440,7 @@ async def listening(kernel: Kernel) -> AsyncIterator[Callable[[PathChange], Awai
 
 async def test_what_the_originals_plugin_does_is_told(world, kernel):
     await settle_node(world, kernel)
-    async with listening(kernel) as wait_for:
+    async with listening(kernel) as (wait_for, _):
         one = await original_pod(world, kernel)
         dst = Cidr(f"{address_of(one)}/32")
         route = Route(table=254, dst=dst, ifindex=one.host_ifindex)
@@ -414,7 +454,7 @@ async def test_what_the_originals_plugin_does_is_told(world, kernel):
 
 async def test_what_we_do_ourselves_is_told_too(world, kernel):
     await settle_node(world, kernel)
-    async with listening(kernel) as wait_for:
+    async with listening(kernel) as (wait_for, _):
         one = lease(1, netns=world.add_netns())
         seen = (await kernel.apply(wire(one, ENIS, SETTINGS))).sandboxes[one.lease]
         dst = Cidr(f"{address_of(one)}/32")
