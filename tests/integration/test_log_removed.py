@@ -604,7 +604,7 @@ def scratch() -> Iterator[Path]:
 
 
 async def found_by_a_start(image: dict[str, bytes], directory: Path) -> int | None:
-    """The head of a log that is a part of what was written; ``None`` for one that is refused as damaged."""
+    """The head of a log that is a part of what was written; ``None`` for one that is damaged or lost and told."""
     for old in directory.iterdir():
         old.unlink()
     for name, content in image.items():
@@ -618,7 +618,7 @@ async def found_by_a_start(image: dict[str, bytes], directory: Path) -> int | No
     finally:
         await log.close()
     assert start.tail == tuple(records(1, start.head))
-    return int(start.head)
+    return None if start.is_lost else int(start.head)
 
 
 def told(said: bytes) -> tuple[int, bool]:
