@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from vpccni.events.sandbox import SandboxLink
+from vpccni.events.sandbox import SandboxLink, SandboxWired
 from vpccni.model import MAIN_TABLE, Address, LeaseId, Mac, PodRef, SandboxKey
 
 KERNEL: Final = "kernel"
@@ -228,6 +228,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         endings: Leases of the log whose address another sandbox has.
         unlisted: Leases of the log that a newer checkpoint of the original no longer lists: one source.
         unexplained: Host veths whose address nothing shows.
+        wired: Interfaces of leases that were opened by what files say alone, and that the kernel shows now.
         last_use_ns: The latest trace of any use of an address, wall time; ``None`` for no trace at all.
         imported: The checkpoint files that were read.
         notes: What was left out and why.
@@ -237,6 +238,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     endings: tuple[Ending, ...] = ()
     unlisted: frozenset[LeaseId] = frozenset()
     unexplained: tuple[HostVeth, ...] = ()
+    wired: tuple[SandboxWired, ...] = ()
     last_use_ns: int | None = None
     imported: tuple[CheckpointFile, ...] = ()
     sources: dict[str, str] = {}

@@ -26,7 +26,14 @@ from typing import Final
 import msgspec
 
 from vpccni.checkpoint import HOLD_NETWORK
-from vpccni.datapath.names import ALIAS_PREFIX, alias_of, host_mac_of, host_veth_name, is_our_alias
+from vpccni.datapath.names import (
+    alias_of,
+    alias_of_hold,
+    host_mac_of,
+    host_veth_name,
+    is_our_alias,
+    sandbox_of_alias,
+)
 from vpccni.events.sandbox import SandboxLink, SandboxWired
 from vpccni.evidence import (
     API_SERVER,
@@ -139,6 +146,8 @@ class _Judge:
         self._keys: set[SandboxKey] = set()
         self._endings: dict[LeaseId, Ending] = {}
         self._unexplained: list[HostVeth] = []
+        self._wired: dict[LeaseId, SandboxWired] = {}
+        self._awaited = {_digits_of(lease.pod) for lease in state.leases.values() if lease.is_unseen} - {""}
         kernel = evidence.kernel
         self._veths = kernel.veths if kernel is not None else ()
         self._tables = kernel.from_tables if kernel is not None else {}
@@ -174,6 +183,7 @@ class _Judge:
             endings=tuple(self._endings[lease] for lease in sorted(self._endings)),
             unlisted=self._unlisted(),
             unexplained=tuple(self._unexplained),
+            wired=tuple(self._wired[lease] for lease in sorted(self._wired)),
             last_use_ns=self._last_use_ns(),
             imported=tuple(file for file in self._evidence.checkpoints if file.status == "read"),
             sources=self._evidence.sources,
@@ -246,6 +256,7 @@ class _Judge:
         claim = self._claim_of(veth, address, is_first=is_first)
         if known is not None:
             if self._is_same(known, veth, claim.key):
+                self._note_wired(known, claim)
                 return
             # The kernel's present user has it. A second source that names that user ends the other; without
             # one the address is held without owner.
@@ -266,9 +277,9 @@ class _Judge:
             since_ns = since_ns or cached.modified_ns
             evidence.insert(1, RUNTIME_CACHE)
         if is_our_alias(veth.alias):
-            told = _key_of_alias(veth.alias)
+            told = sandbox_of_alias(veth.alias)
             if key is None and told is not None:
-                key = told
+                key = SandboxKey(OUR_NETWORK, *told)
                 evidence.append("alias")
         if key is not None and (key in self._keys or self._has_other_lease(key, address)):
             self._notes.append(
@@ -277,7 +288,7 @@ class _Judge:
             key = None
         pod = self._named(pod, address, evidence)
         ifname = key.ifname if key is not None else veth.pod_ifname
-        alias = veth.alias or (alias_of(key) if key is not None else f"{ALIAS_PREFIX}held-{address}:{ifname}")
+        alias = veth.alias or (alias_of(key) if key is not None else alias_of_hold(address, ifname))
         link = SandboxLink(
             ifname=ifname,
             host_ifname=veth.ifname,
@@ -300,6 +311,17 @@ class _Judge:
             detail="" if key is not None else f"{veth.ifname} uses it, and no source tells its sandbox's key",
         )
 
+    def _note_wired(self, lease: Lease, claim: Claim) -> None:
+        """The interface of a lease that was opened by a file, before its plugin had made one."""
+        link = claim.veth
+        if link is None or not lease.is_unseen:
+            return
+        if claim.key is None and not lease.is_hold:
+            link = msgspec.structs.replace(link, ifname=lease.key.ifname, alias=alias_of(lease.key))
+        self._wired[lease.id] = SandboxWired(
+            lease=lease.id, links=(link,), netns=claim.netns, netns_inode=claim.netns_inode
+        )
+
     def _named_by(self, veth: HostVeth) -> list[CachedResult]:
         """Cached results that name this veth, those of its namespace and the newest last."""
         names = [veth.ifname, veth.netns] + ([veth.alias] if is_our_alias(veth.alias) else [])
@@ -319,8 +341,9 @@ class _Judge:
         return max(found, key=lambda row: row.allocated_ns, default=None)
 
     def _is_told_by_name(self, veth: HostVeth) -> bool:
-        """Whether a cached result or a row that names this veth has an address, which is then held for it."""
-        return bool(self._named_by(veth) or self._rows_by.get(veth.ifname[-_DIGITS:]))
+        """Whether a cached result, a row or a lease that names this veth has an address, which is held for it."""
+        digits = veth.ifname[-_DIGITS:]
+        return bool(self._named_by(veth) or self._rows_by.get(digits)) or digits in self._awaited
 
     # -- what only files tell ---------------------------------------------------------------------
 
@@ -411,6 +434,8 @@ class _Judge:
             return key == lease.key
         if veth.netns and lease.netns == veth.netns:
             return True
+        if lease.is_unseen and not veth.alias and _digits_of(lease.pod) == veth.ifname[-_DIGITS:]:
+            return True
         return lease.wired is not None and lease.wired.host_ifindex == veth.ifindex and not veth.alias
 
     def _named(self, pod: PodRef, address: Address, evidence: list[str]) -> PodRef:
@@ -463,14 +488,6 @@ def _fuller(first: PodRef, second: PodRef) -> PodRef:
     if first.name and second.name and (first.namespace, first.name) != (second.namespace, second.name):
         return first
     return PodRef(first.namespace or second.namespace, first.name or second.name, first.uid or second.uid)
-
-
-def _key_of_alias(alias: str) -> SandboxKey | None:
-    """The key that an alias of ours holds; ``None`` for a hold's, or for one that holds only a digest."""
-    container_id, _, ifname = alias.removeprefix(ALIAS_PREFIX).rpartition(":")
-    if not container_id or not ifname or container_id.startswith(("sha256-", "held-")):
-        return None
-    return SandboxKey(OUR_NETWORK, container_id, ifname)
 
 
 def _digits_of(pod: PodRef) -> str:

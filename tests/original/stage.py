@@ -29,6 +29,8 @@ from vpccni.lab.lab import Lab, LabNode
 from vpccni.lab.places import build_directory
 
 API_PORT: Final = 8001
+NO_FIREWALL: Final = Settings(vpc_cidrs=("10.0.0.0/16",), iptables="")
+"""Without iptables, which costs the original most of its start."""
 TIMING: Final = Timing(attach_settle_s=0.1, detach_settle_s=0.2, link_delay_s=0.05)
 _PODS: Final = "/api/v1/pods"
 _POLICIES: Final = "/apis/networking.k8s.aws/v1alpha1/policyendpoints"
@@ -43,8 +45,8 @@ class OriginalStage:
         bpf: Stands for ``/sys/fs/bpf``.
     """
 
-    def __init__(self, lab: Lab, node: LabNode) -> None:
-        self.lab, self.node = lab, node
+    def __init__(self, lab: Lab, node: LabNode, settings: Settings) -> None:
+        self.lab, self.node, self.settings = lab, node, settings
         self.pods: dict[str, Pod] = {}
         self.sandboxes: dict[str, Namespace] = {}
         self.annotations: dict[str, dict[str, str]] = {}
@@ -86,7 +88,7 @@ class OriginalStage:
             self.node.namespace.path,
             enis=[self._eni(device) for device in self.enis],
             run_directory=self.node.places.run,
-            settings=Settings(vpc_cidrs=("10.0.0.0/16",), iptables=""),
+            settings=self.settings,
         )
         self.original.start()
 
@@ -238,14 +240,16 @@ class OriginalStage:
 
 
 @asynccontextmanager
-async def original_stage(*, addresses: int = 4, pods: tuple[str, ...] = ()) -> AsyncIterator[OriginalStage]:
+async def original_stage(
+    *, addresses: int = 4, pods: tuple[str, ...] = (), settings: Settings = NO_FIREWALL
+) -> AsyncIterator[OriginalStage]:
     """A lab with one node that the original serves. Pods alternate between its two ENIs."""
     if not any(place.is_file() for place in PLUGIN_PLACES):
         pytest.skip("the CNI executable is not built: make plugin")
     build_directory().mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="test-original-", dir=build_directory()) as made:
         async with Lab("o", directory=Path(made), latency_s={}, timing=TIMING) as lab:
-            stage = OriginalStage(lab, await lab.add_node("a", "m5.large"))
+            stage = OriginalStage(lab, await lab.add_node("a", "m5.large"), settings)
             await stage.furnish(addresses)
             await stage.serve_api()
             try:

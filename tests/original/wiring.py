@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import subprocess
 from typing import Final
 
@@ -77,9 +78,10 @@ def wire(
     ifname: str = "eth0",
     veth_prefix: str = "eni",
     mtu: int = 9001,
+    since: str = WIRING[0],
     until: str = "done",
 ) -> str:
-    """Wire a pod; everything before the step ``until`` is done.
+    """Wire a pod: the step ``since`` and all that follow, before the step ``until``.
 
     Args:
         node: Path of the node's namespace.
@@ -91,14 +93,15 @@ def wire(
         ifname: Name of the interface inside.
         veth_prefix: How the host veth's name begins.
         mtu: Of both ends, in bytes.
+        since: One of :data:`WIRING`; later than the first for a plugin that goes on where it was held up.
         until: One of :data:`WIRING`.
 
     Returns:
         The name of the host veth.
     """
     veth = host_veth_name(veth_prefix, namespace, name)
-    mac = f"0a{next(_macs) % 0x10000000000:010x}"
-    mac = ":".join(mac[at : at + 2] for at in range(0, 12, 2))
+    has_veth = "create_veth" in _before(since, WIRING)
+    mac = _mac_of(node, veth) if has_veth else _next_mac()
     up = [
         f"echo {value} >/proc/sys/net/ipv6/conf/{veth}/{sysctl} 2>/dev/null || :"
         for sysctl, value in (("accept_ra", 0), ("accept_redirects", 1), ("forwarding", 0))
@@ -123,8 +126,18 @@ def wire(
     }
     if table == MAIN_TABLE:
         commands["from_rule"] = []
-    _run_steps([each for step in _before(until, WIRING) for each in commands[step]])
+    steps = _before(until, WIRING)[len(_before(since, WIRING)) :]
+    _run_steps([each for step in steps for each in commands[step]])
     return veth
+
+
+def _next_mac() -> str:
+    digits = f"0a{next(_macs) % 0x10000000000:010x}"
+    return ":".join(digits[at : at + 2] for at in range(0, 12, 2))
+
+
+def _mac_of(node: str, veth: str) -> str:
+    return str(json.loads(run_in(node, f"ip -j link show {veth}"))[0]["address"])
 
 
 def unwire(node: str, *, address: str, table: int = MAIN_TABLE, until: str = "done") -> None:

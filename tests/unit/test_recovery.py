@@ -22,7 +22,7 @@ from vpccni.evidence import (
     PodSeen,
     Row,
 )
-from vpccni.model import Address, Cidr, EniId, Mac, PodRef, SandboxKey, Stamp
+from vpccni.model import Address, Cidr, EniId, LeaseId, Mac, PodRef, SandboxKey, Stamp
 from vpccni.planner import commands as c
 from vpccni.planner.doctor import examine
 from vpccni.projections.state import State
@@ -341,6 +341,75 @@ def test_a_veth_is_known_by_its_alias_its_index_or_while_it_is_wired_by_its_mac(
     node.add("next")
     assert is_known(original(ifindex=8, mac=host_mac_of(key_of("next"))), node.state)
     assert not is_known(ours("other"), node.state)
+
+
+# -- plugins of the original that are still at work -------------------------------------------------
+
+
+def half_made(pod: PodRef = WEB) -> HostVeth:
+    """A veth whose plugin has come no further than making it."""
+    return original(pod, inside=(), routed=())
+
+
+def imported(node: Node, address: str = "10.0.0.10", **fields) -> LeaseId:
+    """A lease that a row of the original's file opened; the pod has no interface yet."""
+    verdict = judge(node.state, evidence(rows=[row(address=address, **fields)]), node.now, "eni")
+    node.ask(c.TakeSurvey(why="new_log", verdict=verdict))
+    return node.lease("web").id
+
+
+def test_a_half_made_interface_stays_explained_when_our_own_export_has_replaced_the_file(node):
+    """1. A row names the veth, so that it is explained. 2. Our export is in the place of the row's file."""
+    imported(node)
+    verdict = judge(node.state, evidence(veths=[half_made()]), node.now, "eni")
+    assert (verdict.unexplained, verdict.wired) == ((), ())
+    other = half_made(PodRef("default", "other"))
+    assert judge(node.state, evidence(veths=[other]), node.now, "eni").unexplained == (other,)
+
+
+@pytest.mark.parametrize("results", [(), (cached(address="10.0.0.10"),)], ids=["by its name", "by its key"])
+def test_a_lease_that_a_file_opened_gets_its_interface_when_the_late_plugin_is_done(node, results):
+    lease_id = imported(node)
+    found = evidence(veths=[original(address="10.0.0.10")], results=results)
+    verdict = judge(node.state, found, node.now, "eni")
+    assert (verdict.claims, verdict.endings) == ((), ())
+    node.ask(c.TakeSurvey(why="unknown_veth", verdict=verdict))
+    held = node.state.leases[lease_id]
+    assert (held.key, held.netns, held.netns_inode) == (KEY, "/var/run/netns/cni-1", 42)
+    assert held.wired.links == (
+        sandbox.SandboxLink(
+            ifname="eth0",
+            host_ifname=original().ifname,
+            host_ifindex=7,
+            alias=alias_of(KEY),
+            host_mac=original().mac,
+        ),
+    )
+    assert is_known(original(), node.state)
+    assert judge(node.state, found, node.now, "eni").wired == ()
+    head = node.state.head
+    node.ask(c.TakeSurvey(why="unknown_veth", verdict=verdict))  # of a second search at the same time
+    assert node.state.head == head
+    assert examine(node.state) == []
+
+
+def test_a_lease_of_a_pod_of_the_same_name_and_another_sandbox_does_not_get_its_interface(node):
+    """1. The plugin of the first sandbox died. 2. A second sandbox of the pod was given the same address."""
+    first = imported(node)
+    second = cached("again", "10.0.0.10")
+    verdict = judge(
+        node.state, evidence(veths=[original(address="10.0.0.10")], results=[second]), node.now, "eni"
+    )
+    assert verdict.wired == ()
+    assert [(ending.lease, ending.cause) for ending in verdict.endings] == [(first, "superseded")]
+
+
+def test_a_lease_that_an_add_opened_gets_its_interface_from_nobody_but_the_add(node):
+    assert not isinstance(node.add("web"), c.Park)
+    address = node.lease("web").bindings[0].address
+    veth = original(address=address, mac=host_mac_of(KEY))
+    verdict = judge(node.state, evidence(veths=[veth], results=[cached(address=address)]), node.now, "eni")
+    assert (verdict.wired, verdict.endings, verdict.unexplained) == ((), (), ())
 
 
 # -- when it was used last --------------------------------------------------------------------------

@@ -10,6 +10,9 @@ from vpccni.model import Address, Mac, PodRef, SandboxKey
 
 ALIAS_PREFIX: Final = "vpccni:"
 _HASH_DIGITS: Final = 11
+_DIGEST: Final = "sha256-"
+_HELD: Final = "held-"
+"""What stands before a digest, or before an address, where an alias has no container id."""
 
 
 def host_veth_name(prefix: str, namespace: str, name: str) -> str:
@@ -46,7 +49,20 @@ def alias_of(key: SandboxKey) -> str:
     if len(alias.encode()) <= IFALIAS_BYTES_MAX:
         return alias
     digest = hashlib.sha256(key.container_id.encode()).hexdigest()
-    return f"{ALIAS_PREFIX}sha256-{digest}:{key.ifname}"
+    return f"{ALIAS_PREFIX}{_DIGEST}{digest}:{key.ifname}"
+
+
+def alias_of_hold(address: Address, ifname: str) -> str:
+    """IFALIAS of a host veth whose sandbox nobody can name."""
+    return f"{ALIAS_PREFIX}{_HELD}{address}:{ifname}"
+
+
+def sandbox_of_alias(alias: str) -> tuple[str, str] | None:
+    """Container id and interface that an alias of ours holds; ``None`` for a hold's, or one with a digest only."""
+    container_id, _, ifname = alias.removeprefix(ALIAS_PREFIX).rpartition(":")
+    if not container_id or not ifname or container_id.startswith((_DIGEST, _HELD)):
+        return None
+    return container_id, ifname
 
 
 def is_our_alias(alias: str) -> bool:

@@ -147,6 +147,10 @@ def take_survey(state: State, command: c.TakeSurvey, now: Stamp) -> c.Answer:
                 lease=lease_id, links=(claim.veth,), netns=claim.netns, netns_inode=claim.netns_inode
             )
             events.append((wired, lease_id))
+    for found in verdict.wired:
+        known_lease = state.leases.get(found.lease)
+        if known_lease is not None and known_lease.wired is None and known_lease.id not in over:
+            events.append((found, known_lease.id))
     names = tuple(veth.ifname for veth in verdict.unexplained)
     known = state.survey.unexplained if state.survey is not None else ()
     events += [

@@ -44,6 +44,11 @@ class Lease(msgspec.Struct, kw_only=True):
         return not self.key.container_id
 
     @property
+    def is_unseen(self) -> bool:
+        """Whether only files told of it, and no interface yet: its plugin may be at work, or dead."""
+        return self.origin != "add" and self.wired is None
+
+    @property
     def is_located(self) -> bool:
         """Whether the ENI of each of its addresses is known."""
         return all(binding.eni or binding.kind == "egress" for binding in self.bindings)

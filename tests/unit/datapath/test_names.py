@@ -4,10 +4,12 @@ import pytest
 
 from vpccni.datapath.names import (
     alias_of,
+    alias_of_hold,
     host_mac_of,
     host_veth_name,
     is_our_alias,
     pod_mac_of,
+    sandbox_of_alias,
     veth_name_of,
 )
 from vpccni.datapath.numbers import IFALIAS_BYTES_MAX, IFNAME_BYTES_MAX, POD_TABLE, is_eni_table
@@ -72,3 +74,9 @@ def test_the_pod_table_is_no_enis_table():
     assert all(is_eni_table(table) for table in tables)
     for table in (POD_TABLE, 0, 1, 253, 254, 255):
         assert not is_eni_table(table)
+
+
+def test_an_alias_tells_its_sandbox_unless_it_holds_a_digest_or_an_address():
+    assert sandbox_of_alias(alias_of(key("c1", "net1"))) == ("c1", "net1")
+    assert sandbox_of_alias(alias_of(key("c" * 300))) is None
+    assert sandbox_of_alias(alias_of_hold(Address("10.0.0.7"), "eth0")) is None
