@@ -40,6 +40,7 @@ from vpccni.api.http import SocketServer
 from vpccni.api.views import enis_view, event_view, pods_view, pool_view
 from vpccni.errors import PermanentError, Reason, VpccniError, sentence
 from vpccni.events.codec import Record
+from vpccni.flags import Paths, parser, paths_of
 from vpccni.loops.agent import Agent, Ports
 from vpccni.loops.keep_marker import unmarked_when_unusable
 from vpccni.loops.serve_cni import Reply
@@ -56,78 +57,8 @@ LOCK_PATIENCE_S: Final = 10.0
 LOCK_LOOK_S: Final = 2.0
 FILES_MAX: Final = 8192
 """Open files: twice what the socket's backlog and the requests in flight can be together."""
-RUN_DIR: Final = Path("/var/run/aws-node")
-LOG_NAME: Final = "events.sqlite"
-SOCKET_NAME: Final = "vpccni.sock"
 _FOLLOW_PAGE: Final = 500
 _FOLLOW_BEAT_S: Final = 15.0
-
-
-class Paths(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the agent keeps things."""
-
-    log: Path
-    run: Path
-    socket: Path
-    pid: Path
-    spool: Path
-    boot_id: Path
-    checkpoint: Path
-    cni_results: Path
-
-
-def parser() -> argparse.ArgumentParser:
-    """The agent's flags. argparse: the agent must not pay for a prettier library."""
-    made = argparse.ArgumentParser(
-        prog="vpccni agent",
-        description="Run the node agent: assign VPC addresses to pods, keep the pool warm, wire the pods.",
-        epilog="Settings come from the environment, under the names that amazon-vpc-cni-k8s uses; "
-        "see docs/settings.md or `vpccni config`.",
-    )
-    made.add_argument(
-        "--state-dir",
-        type=Path,
-        default=Path("/var/lib/aws-node"),
-        help="directory of the event log, on a disk (default: %(default)s)",
-    )
-    made.add_argument(
-        "--run-dir",
-        type=Path,
-        default=RUN_DIR,
-        help="directory of the socket, the pid file and the DEL spool (default: %(default)s)",
-    )
-    made.add_argument("--socket", type=Path, help="the socket (default: RUN_DIR/vpccni.sock)")
-    made.add_argument("--spool", type=Path, help="directory of spooled DELs (default: RUN_DIR/spool)")
-    made.add_argument(
-        "--volatile-log",
-        action="store_true",
-        help="accept a log on tmpfs or overlay: a power loss or a new container then loses leases",
-    )
-    made.add_argument(
-        "--boot-id-path",
-        type=Path,
-        default=Path("/proc/sys/kernel/random/boot_id"),
-        help="file with the id of this boot (default: %(default)s)",
-    )
-    made.add_argument(
-        "--cni-results-dir",
-        type=Path,
-        default=Path("/var/lib/cni/results"),
-        help="the runtime's cached CNI results: by them the agent knows which sandboxes live (default: %(default)s)",
-    )
-    made.add_argument("--install-bin", type=Path, help="put the CNI executable into this directory at start")
-    made.add_argument(
-        "--install-conf",
-        type=Path,
-        help="write 10-aws.conflist into this directory once ADDs can be served",
-    )
-    made.add_argument("--plugin", type=Path, help="the CNI executable to install (default: the packaged one)")
-    made.add_argument(
-        "--log-format", choices=("auto", "json", "text"), default="auto", help="of the text log"
-    )
-    made.add_argument("--seed", type=int, help="seed of the jitter (tests)")
-    made.add_argument("--version", action="version", version=f"vpccni {__version__}")
-    return made
 
 
 def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
@@ -195,26 +126,6 @@ def msgspec_dumps(value: Any, **_: Any) -> str:
     return msgspec.json.encode(value, enc_hook=repr).decode()
 
 
-def _paths(settings: Settings, options: argparse.Namespace) -> Paths:
-    return Paths(
-        log=options.state_dir / LOG_NAME,
-        run=options.run_dir,
-        socket=options.socket or options.run_dir / SOCKET_NAME,
-        pid=options.run_dir / "vpccni.pid",
-        spool=options.spool or options.run_dir / "spool",
-        boot_id=options.boot_id_path,
-        checkpoint=checkpoint_path(settings.backing_store, options.run_dir),
-        cni_results=options.cni_results_dir,
-    )
-
-
-def checkpoint_path(setting: str, run_dir: Path) -> Path:
-    """Where the checkpoint file is: as set, else where the original has it; of another run directory, in that."""
-    if setting == Settings().backing_store and run_dir != RUN_DIR:
-        return run_dir / Path(setting).name
-    return Path(setting)
-
-
 class Clients:
     """The heavy clients, opened when first asked for and closed at the end."""
 
@@ -272,7 +183,7 @@ def _allow_many_files() -> None:
 
 
 async def _run(settings: Settings, options: argparse.Namespace) -> None:
-    paths = _paths(settings, options)
+    paths = paths_of(settings, options)
     settings = msgspec.structs.replace(settings, backing_store=str(paths.checkpoint))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

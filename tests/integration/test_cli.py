@@ -455,7 +455,7 @@ def test_take_over_without_check_is_wrong_usage(run):
     ("asked", "words"), [((), "vpccni 9.9.9 serves this node already"), (("--json",), "9.9.9")]
 )
 def test_a_node_that_we_serve_needs_no_check(agent, run, monkeypatch, asked, words):
-    monkeypatch.setattr(taking_over, "AGENT_SOCKET", agent.path.name)
+    monkeypatch.setattr(taking_over, "SOCKET_NAME", agent.path.name)
     code, out, err = run("take-over", "--check", "--run-dir", agent.path.parent, *asked)
     assert (code, err) == (0, "")
     assert words in out
@@ -463,7 +463,7 @@ def test_a_node_that_we_serve_needs_no_check(agent, run, monkeypatch, asked, wor
 
 @pytest.mark.parametrize("reason", ["take_over_refused", "another_agent", "recovering"])
 def test_an_agent_that_waits_for_the_node_does_not_serve_it(agent, monkeypatch, reason):
-    monkeypatch.setattr(taking_over, "AGENT_SOCKET", agent.path.name)
+    monkeypatch.setattr(taking_over, "SOCKET_NAME", agent.path.name)
     agent.said["/v1/status"] = NOT_READY | {"reason": reason}
     assert taking_over._served_by_us(agent.path.parent) == ""
     agent.said["/v1/status"] = NOT_READY

@@ -15,9 +15,9 @@ from vpccni.cli.problems import USAGE, CommandError
 from vpccni.cli.unix_http import UnixHttp
 from vpccni.cli.where import JsonOption
 from vpccni.errors import PermanentError, Reason, Refused
+from vpccni.flags import SOCKET_NAME, checkpoint_path
 from vpccni.settings import Settings, read_settings
 
-AGENT_SOCKET: Final = "vpccni.sock"
 _WAITING_REASONS: Final = frozenset({Reason.TAKE_OVER_REFUSED, Reason.ANOTHER_AGENT, Reason.RECOVERING})
 """With these an agent of ours is there and has not taken the node."""
 _LOOKED_FOR: Final = (
@@ -85,7 +85,6 @@ def take_over(
             console().print(f"{served_by_us} serves this node already: there is nothing to take over.")
         return
     # Adapters and their libraries are for this command alone: the others start without them.
-    from vpccni.app import checkpoint_path
     from vpccni.cli.looking import Places, look
     from vpccni.cli.taking_over_view import as_data, exit_code, print_look
 
@@ -109,7 +108,7 @@ def take_over(
 
 def _served_by_us(run_dir: Path) -> str:
     """Which vpccni serves this node; empty when none does, or one that waits for the node."""
-    socket = run_dir / AGENT_SOCKET
+    socket = run_dir / SOCKET_NAME
     if not socket.exists():
         return ""
     try:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import vpccni.app
 from tests.deploy_manifest import (
     DEPLOY,
     agent_command,
@@ -23,6 +22,7 @@ from vpccni.adapters.ec2 import AwsEc2
 from vpccni.adapters.ec2.sdk import OPERATIONS
 from vpccni.adapters.predecessor import PINS
 from vpccni.conflist import SOCKET_DEFAULT, SPOOL_DEFAULT
+from vpccni.flags import parser
 from vpccni.lab.ec2 import small_region
 from vpccni.model import InstanceId
 from vpccni.settings import TABLE, Settings, Status, read_settings
@@ -164,7 +164,7 @@ def test_the_probes_ask_the_socket_that_the_agent_serves():
 def test_the_agent_takes_the_commands_flags():
     program, verb, *flags = agent_command()
     assert (program, verb) == ("vpccni", "agent")
-    options = vpccni.app.parser().parse_args(flags)
+    options = parser().parse_args(flags)
     assert (options.state_dir, options.run_dir) == (Path("/var/lib/aws-node"), Path("/var/run/aws-node"))
     assert options.install_conf == Path("/host/etc/cni/net.d")
     assert not options.volatile_log
