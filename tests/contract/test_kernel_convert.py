@@ -241,6 +241,22 @@ async def test_a_repeated_add_changes_nothing_inside_a_pod_of_the_original(world
     assert await problems_of(kernel, one) == ()
 
 
+@pytest.mark.parametrize("other", ["vpccni:other:eth0", ""])
+async def test_a_veth_that_is_another_ones_by_now_gets_no_alias(world, kernel, other):
+    await settle_node(world, kernel)
+    one = await original_pod(world, kernel)
+    made = difference(wanted(one), await kernel.observe())
+    if not other:  # Its name is another one, too.
+        (setting,) = made.links_set
+        made = msgspec.structs.replace(
+            made, links_set=(msgspec.structs.replace(setting, ifname="eni00000000000"),)
+        )
+    world.set_alias(one.host_ifname, other)
+    await kernel.apply(made)
+    link = next(link for link in (await kernel.observe()).links if link.ifindex == one.host_ifindex)
+    assert link.alias == other
+
+
 # --- addresses that are used again, and ends -----------------------------------------------------------------
 
 

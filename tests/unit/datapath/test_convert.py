@@ -6,6 +6,7 @@ import pytest
 from tests.unit.datapath.builders import SETTINGS, VPC, eni, lease
 from vpccni.datapath.convert import (
     farewell,
+    is_sandbox_veth,
     rule_problems,
     rules_by_address,
     told_firewall,
@@ -170,6 +171,36 @@ def test_its_host_route_in_the_table_of_an_eni_goes_too():
     there = msgspec.structs.replace(MAIN_ROUTE, table=2)
     observed = node(veth(alias=POD.alias), rules=(FROM,), routes=(OUR_ROUTE, there))
     assert only(difference(wanted(POD), observed), foreign_routes=(there,))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "is_its_own"),
+    [
+        (veth(), True),
+        (veth(alias=POD.alias), True),
+        (veth(9, alias=POD.alias), True),
+        (veth(9, OTHER_NAME), True),
+        (veth(9, mac="0a:00:00:00:00:09"), False),
+        (veth(mac="0a:00:00:00:00:09"), True),
+        (veth(alias="vpccni:other:eth0"), False),
+        (link(9, NAME, HOST_MAC, kind="macvlan"), False),
+    ],
+    ids=[
+        "as logged",
+        "alias",
+        "alias elsewhere",
+        "MAC",
+        "only its name",
+        "index and name",
+        "another's",
+        "no veth",
+    ],
+)
+def test_what_is_in_the_way_of_a_sandbox_is_its_own_by_alias_by_mac_or_by_index_and_name(
+    candidate, is_its_own
+):
+    """A pod that was made again has the same veth name: the name alone proves nothing."""
+    assert is_sandbox_veth(candidate, pod_wiring(POD, SETTINGS)) == is_its_own
 
 
 # --- what nobody lives behind ---------------------------------------------------------------------------------
