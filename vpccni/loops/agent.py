@@ -394,8 +394,7 @@ class Agent:
                     Reason.NODE_NOT_INITIALIZED, "the log is new: waiting for IMDS"
                 )
             return
-        observed = await self._ports.kernel.observe()
-        await self.recovery.confirm(observed.links)
+        observed = await self.links.look()
         if not has_primary_link(observed, state.instance.primary_mac):
             mac = state.instance.primary_mac
             self.readiness.not_serving = Refused(Reason.NOT_THE_SAME_MACHINE, f"no link has MAC {mac}")

@@ -86,6 +86,8 @@ class KeepLinks:
         self._confirm = confirm
         self._paths = PathWatch(writer=writer, kernel=kernel, on_amiss=self.converge_soon)
         self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._seen: Observed | None = None
         self._must_converge = False
         self.problem = ""
         self.notes: tuple[str, ...] = ()
@@ -117,21 +119,34 @@ class KeepLinks:
 
     # -- the whole difference ---------------------------------------------------------------------
 
-    async def converge(self, observed: Observed | None = None) -> Observed:
+    async def look(self) -> Observed:
+        """Read the kernel. Whoever is found only now has a lease before anything is decided.
+
+        Raises:
+            PermanentError: the kernel could not be read.
+        """
+        observed = self._seen = await self._kernel.observe()
+        await self._confirm(observed.links)
+        return observed
+
+    async def converge(self, observed: Observed | None = None) -> None:
         """Bring everything that is ours in line: at start, and every now and then.
 
         Args:
-            observed: What the kernel looks like, if that was just read.
+            observed: What ``look`` has returned; without it, or when the kernel was changed since, it looks again.
 
         Raises:
             PermanentError: the kernel refused; what could be done is done.
         """
-        if observed is None:
-            observed = await self._kernel.observe()
-            # Whoever is found only now has a lease before anything is decided.
-            await self._confirm(observed.links)
-            if not self._may_change():
-                return observed
+        # What one has removed must not be missed by another that looked before: one at a time.
+        async with self._turn:
+            if observed is None or observed is not self._seen:
+                observed = await self.look()
+            self._seen = None
+            if self._may_change():
+                await self._bring_in_line(observed)
+
+    async def _bring_in_line(self, observed: Observed) -> None:
         state = self._writer.state
         mode = state.mode
         wanted = desired(
@@ -150,7 +165,6 @@ class KeepLinks:
         self._tell(wanted, observed, applied)
         await self._note_enis(applied, made)
         self._note_unwired(observed)
-        return observed
 
     def _tell(self, wanted: Desired, observed: Observed, applied: Applied) -> None:
         """What was removed goes on record; what could not be done is told."""

@@ -259,7 +259,7 @@ class Recovery:
     async def _search(self, why: str) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        is_first = self._writer.state.survey is None
+        is_first, was_done = self._writer.state.survey is None, self.is_done
         evidence = await self.gather()
         verdict = judge(self._writer.state, evidence, self._clock.now(), self._veth_prefix)
         if is_first and not await self._may_take_over(evidence, verdict):
@@ -278,6 +278,8 @@ class Recovery:
         if verdict.unlisted != self.unlisted:
             self.unlisted = verdict.unlisted
             self._on_unlisted()
+        if was_done and not self.is_done:
+            return  # Another agent was seen meanwhile: the node is its own.
         await self._finish()
 
     async def _may_take_over(self, evidence: Evidence, verdict: Verdict) -> bool:

@@ -159,6 +159,44 @@ def test_a_stale_rule_on_a_leased_address_is_healed_within_a_second():
     run_virtual(scenario())
 
 
+def test_of_two_that_look_at_once_one_removes_what_is_in_the_way_and_the_other_does_not_miss_it():
+    """1. The loop of the kernel and the start both look. 2. One removes the firewall. 3. The other has seen it."""
+
+    async def scenario():
+        rig = await Rig().up(settle_s=MINUTE)
+        apply, removals = rig.kernel.apply, []
+
+        async def recorded(difference):
+            removals.extend(difference.firewall)
+            return await apply(difference)
+
+        rig.kernel.apply = recorded  # type: ignore[method-assign]
+        rig.kernel.latency_s = 0.01
+        part = FirewallPart(tool="nft", lines=("table ip aws-cni",))
+        rig.kernel.state.firewall = FirewallSeen(parts=(part,))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(rig.live.links.converge())
+        assert removals == [part]
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_what_was_just_seen_is_not_read_again_unless_the_kernel_was_changed_since():
+    async def scenario():
+        rig = await Rig().up(settle_s=MINUTE)
+        before = rig.kernel.observed_count
+        seen = await rig.live.links.look()
+        await rig.live.links.converge(seen)
+        assert rig.kernel.observed_count == before + 1
+        await rig.live.links.converge(seen)
+        assert rig.kernel.observed_count == before + 2
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
 @pytest.mark.parametrize("what", ["rule", "route"])
 def test_what_somebody_takes_away_from_us_is_back_within_a_second(what):
     async def scenario():

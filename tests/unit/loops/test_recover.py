@@ -437,6 +437,37 @@ def test_a_mode_that_does_not_exist_is_refused(body):
     run_virtual(scenario())
 
 
+def test_a_search_in_the_middle_of_which_another_agent_appears_does_not_make_the_node_ours():
+    """1. An unknown interface makes us search the node. 2. The original starts. 3. The search comes to its end."""
+
+    async def scenario():
+        rig = await Rig().up(settle_s=MINUTE)
+        address = next(each for each in secondaries(rig) if each not in rig.state.by_address)
+        survey, has_begun, may_end = rig.kernel.survey, asyncio.Event(), asyncio.Event()
+
+        async def held_up(*arguments):
+            has_begun.set()
+            await may_end.wait()
+            return await survey(*arguments)
+
+        rig.kernel.survey = held_up  # type: ignore[method-assign]
+        live_as_original(rig, "late", address)
+        await has_begun.wait()
+        rig.predecessor.is_alive = True
+        async with asyncio.timeout(30):
+            while rig.state.other_agent is None:
+                await asyncio.sleep(0.01)
+        may_end.set()
+        changed = rig.kernel.applied_count
+        for _ in range(2000):
+            assert rig.live.readiness.hold is not None
+            await asyncio.sleep(0.01)
+        assert rig.kernel.applied_count == changed
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
 def test_our_export_of_another_boot_and_anothers_old_file_say_nothing():
     async def scenario():
         rig = await Rig().up(settle_s=1)
