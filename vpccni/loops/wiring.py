@@ -55,7 +55,9 @@ def lease_wiring(lease: Lease, netns: str = "") -> LeaseWiring:
 
 def rest_wiring(rest: Rest) -> LeaseWiring:
     """A lease that has ended, whose veth may still stand."""
-    return _wiring(rest.lease, rest.key, rest.pod, rest.netns, rest.bindings, rest.wired)
+    return _wiring(
+        rest.lease, rest.key, rest.pod, rest.netns, rest.bindings, rest.wired, is_found=rest.is_found
+    )
 
 
 def sandbox_wired(lease: Lease, seen: SandboxSeen, netns: str) -> SandboxWired:

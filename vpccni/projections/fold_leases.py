@@ -130,6 +130,7 @@ def _lease_ended(state: State, record: Record, event: sandbox.LeaseEnded) -> Non
         netns=lease.netns,
         ended=record.stamp,
         wired=lease.wired,
+        is_found=lease.origin != "add",
         # After a boot or on another machine no veth of before can stand. Where another sandbox has the
         # address, the kernel's objects are that one's.
         is_standing=event.cause not in ("reboot", "machine_changed", "superseded"),

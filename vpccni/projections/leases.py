@@ -58,6 +58,7 @@ class Rest(msgspec.Struct, kw_only=True):
     """A lease that ended, as long as one of its addresses is not leased again.
 
     Attributes:
+        is_found: It did not come from an ADD, so that its veth may be somebody else's work, without our alias.
         is_standing: Nobody has yet seen that its veth is gone: its addresses are not assignable.
     """
 
@@ -68,5 +69,6 @@ class Rest(msgspec.Struct, kw_only=True):
     netns: str
     ended: Stamp
     wired: SandboxWired | None
+    is_found: bool = False
     is_standing: bool
     records: dict[str, Record]
