@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from tests.unit.loops.rig import Rig
 from tests.unit.loops.test_write import (
     Bench,
     add,
@@ -24,6 +25,9 @@ from vpccni.adapters.log_memory import MemoryLog
 from vpccni.errors import OutcomeUnknownError, PermanentError, Reason, TransientError
 from vpccni.events.node import LogRestored
 from vpccni.events.sandbox import AddressAssigned, LeaseEnded
+from vpccni.lab.sim.loop import run_virtual
+from vpccni.loops.housekeeping import LOG_LOOK_S
+from vpccni.loops.write import fold_start
 from vpccni.model import SubnetId
 from vpccni.projections.snapshot import picture
 
@@ -94,6 +98,7 @@ async def test_others_are_told_that_the_outcome_is_unknown_and_it_is_recorded_al
         assert answer.reason is Reason.LOG_REMOVED
         await turns(30)
         assert what_a_restart_finds(bench).subnets[SubnetId("subnet-1")].free == 7
+        assert len(bench.events(LogRestored)) == 1
         bench.check()
 
 
@@ -105,12 +110,9 @@ async def test_while_the_log_cannot_be_put_back_nothing_is_promised():
         bench.store.remove()
         bench.store.is_read_only = True
         await look(bench)
-        answers = await together(
-            *(
-                bench.writer.submit(asked)
-                for asked in (add("a"), add("b"), end("a"), end("never-seen"), subnet(3))
-            )
-        )
+        answers = []
+        for asked in (add("a"), add("b"), end("a"), end("never-seen"), subnet(3)):
+            answers += await together(bench.writer.submit(asked))
         assert [type(answer) for answer in answers] == [TransientError] * 5
         assert {reason_of(answer) for answer in answers} == {Reason.LOG_REMOVED}
         refused = bench.writer.log_health.refusal()
@@ -140,6 +142,33 @@ async def test_what_nobody_waits_for_is_recorded_when_the_log_is_put_back():
         bench.store.is_read_only = False
         await look(bench)
         assert bench.writer.state.subnets[SubnetId("subnet-1")].free == 3
+        bench.check()
+
+
+async def test_what_went_into_files_that_cannot_be_put_back_yet_does_not_count():
+    async with running() as bench:
+        bench.store.remove()
+        bench.store.is_read_only = True
+        for kind in (OutcomeUnknownError, TransientError, TransientError):
+            (answer,) = await together(bench.writer.submit(subnet(7)))
+            assert isinstance(answer, kind), answer
+
+
+async def test_files_that_come_back_by_themselves_are_used_again_and_told_of():
+    """Somebody moves the directory away, puts something in its place, and moves it back."""
+    async with running() as bench:
+        lease = (await bench.writer.submit(add("a"))).lease
+        events, snapshots = bench.store.events, bench.store.snapshots
+        bench.store.remove()
+        bench.store.is_read_only = True
+        await look(bench)
+        assert bench.writer.log_health.removed is not None
+        bench.store.events, bench.store.snapshots = events, snapshots
+        await look(bench)
+        assert bench.writer.log_health.refusal() is None
+        assert (await bench.writer.submit(add("a"))).lease == lease
+        (event,) = bench.events(LogRestored)
+        assert event.event == LogRestored(missing=("store",), events=len(events) - 1)
         bench.check()
 
 
@@ -255,11 +284,68 @@ async def test_another_agent_that_has_taken_the_path_ends_the_writer_and_everybo
 
     monkeypatch.setattr(MemoryLog, "restore", taken)
     bench.store.remove()
-    await bench.writer.look_after_log()
-    asked = bench.ask(add("c"))
+    await bench.writer.log_health.look()
+    asked = bench.ask(add("c"))  # in the batch of the turn that finds it out
     with pytest.raises(PermanentError):
         await writing
     for told in (waiting, asked, bench.ask(add("d"))):
         with pytest.raises(PermanentError) as ended:
-            await told
+            async with asyncio.timeout(5):
+                await told
         assert ended.value.reason is Reason.LOG_IN_USE
+
+
+# -- a whole node -----------------------------------------------------------------------------------
+
+
+def test_a_node_puts_its_log_back_within_seconds_and_says_so():
+    async def scenario():
+        rig = await Rig().up()
+        await rig.add("web")
+        rig.store.remove()
+        await asyncio.sleep(LOG_LOOK_S + 0.5)
+        assert rig.kinds().count("log_restored") == 1
+        said = rig.live.status()
+        assert said["ready"] is True
+        assert "store" in said["problems"]["log"]
+        rig.store.crash()
+        again = MemoryLog(rig.store)
+        state = fold_start(await again.open())
+        assert [lease.key.container_id for lease in state.leases.values()] == ["web"]
+        await again.close()
+
+    run_virtual(scenario())
+
+
+def test_while_the_log_cannot_be_put_back_adds_are_refused_and_dels_are_kept():
+    """1. The log is removed and cannot be put back. 2. An ADD is refused by name, so is readiness; a DEL succeeds, it
+    lies in the spool. 3. The log is put back: the DEL is carried out, the ADD is served."""
+
+    async def scenario():
+        rig = await Rig().up()
+        address = await rig.add("old")
+        rig.store.remove()
+        rig.store.is_read_only = True
+        await asyncio.sleep(LOG_LOOK_S + 0.5)
+        said = rig.live.status()
+        assert (said["ready"], said["reason"]) == (False, "log_removed")
+        assert "Do not restart" in said["problems"]["log"]
+        rig.kernel.add_netns("/run/netns/new")
+        status, answer = await rig.verb("ADD", "new")
+        assert (status, answer["code"], answer["reason"]) == (503, 11, "log_removed")
+        status, answer = await rig.verb("STATUS")
+        assert (status, answer["code"], answer["reason"]) == (503, 50, "log_removed")
+        assert (await rig.verb("DEL", "old"))[0] == 200
+        assert len(await rig.spool.entries()) == 1
+        assert rig.held("old").bindings[0].address == address
+        await asyncio.sleep(60)
+        assert not rig.store.events
+        rig.store.is_read_only = False
+        await asyncio.sleep(LOG_LOOK_S + 10)
+        assert rig.lease("old") is None
+        assert not await rig.spool.entries()
+        assert (await rig.verb("ADD", "new"))[0] == 200
+        assert rig.kinds().count("log_restored") == 1
+        await rig.stop()
+
+    run_virtual(scenario())
