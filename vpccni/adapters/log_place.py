@@ -130,8 +130,6 @@ class LogPlace:
             raise OSError(f"{files.main.parent} is the mount of a directory that was removed")
         files.acquire()
         files.mark()
-        if self._is_ours(files.head):
-            return ()
         aside = self._set_aside((files.head,))
         files.renew_head(newest)
         return aside
