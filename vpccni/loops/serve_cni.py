@@ -205,8 +205,6 @@ class CniService:
             decision = await self._writer.submit(
                 c.Add(key=call.key, pod=call.pod, netns=call.netns), wait_s=self._add_wait_s
             )
-            # A hold that this call has named lives, whatever comes of the call.
-            is_repeated = is_repeated or not decision.is_new
             lease = self._writer.state.leases[decision.lease]
             was_wired = True
             seen = await self._wire(lease, call.netns)
