@@ -49,7 +49,7 @@ from vpccni.model import EniFacts, LeaseId, Mac, Stamp
 from vpccni.planner import commands as c
 from vpccni.ports import Checkpoints, Clock, Imds, Kernel, KubernetesNode, Predecessor, RuntimeCache, Spool
 from vpccni.recovery import KnownVeths, judge
-from vpccni.takeover import Findings, check
+from vpccni.takeover import BRANCH_VETH_PREFIX, Findings, check
 
 _log = structlog.get_logger("recover")
 
@@ -294,6 +294,7 @@ class Recovery:
             policy_endpoints=endpoints,
             now=self._clock.now(),
             enis=await self._enis() if verdict.claims else None,
+            branch_veths=(await self._kernel.survey(BRANCH_VETH_PREFIX, ())).veths,
         )
         refused = self.findings.refused()
         if refused is None:

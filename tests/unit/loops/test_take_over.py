@@ -10,6 +10,7 @@ import pytest
 
 from tests.fakes.kubernetes import FakeKubernetesNode
 from tests.unit.loops.rig import Rig
+from vpccni.datapath.names import host_veth_name
 from vpccni.errors import Reason
 from vpccni.evidence import PodSeen
 from vpccni.lab.ec2 import Ec2Fault, ImdsFault
@@ -18,6 +19,7 @@ from vpccni.model import PodRef
 
 WEB = PodRef("default", "web-5d4f-abcde")
 MINUTE = 60.0
+BRANCH_MAC = "0a:00:00:00:00:01"
 PIN = "web-5d4f@default_handle_ingress"
 
 
@@ -62,15 +64,23 @@ def make_branch(rig: Rig) -> None:
     rig.kubernetes.put(PodSeen(pod=WEB, has_branch_eni=True))
 
 
+def make_strict_branch(rig: Rig) -> None:
+    """With security groups enforced strictly: the interface is called otherwise, and no rule names the pod."""
+    rig.kernel.plug(BRANCH_MAC, host_veth_name("vlan", WEB.namespace, WEB.name), kind="veth")
+    rig.kubernetes = FakeKubernetesNode()
+    rig.kubernetes.is_down = True
+
+
 def remedy(rig: Rig) -> None:
     """Somebody does what the message says."""
+    rig.kernel.unplug(BRANCH_MAC)
     rig.predecessor.pins.clear()
     rig.kernel.remove_netns("/run/netns/web")
     if rig.kubernetes is not None:
         rig.kubernetes.uids.clear()
 
 
-@pytest.mark.parametrize("make", [make_prefix, make_policies, make_branch])
+@pytest.mark.parametrize("make", [make_prefix, make_policies, make_branch, make_strict_branch])
 def test_what_we_cannot_serve_is_refused_before_anything_is_changed(make):
     async def scenario():
         rig = Rig()
@@ -81,7 +91,7 @@ def test_what_we_cannot_serve_is_refused_before_anything_is_changed(make):
         refused = rig.live.readiness.refusal()
         assert refused is not None
         assert refused.reason is Reason.TAKE_OVER_REFUSED
-        if make is not make_prefix:  # Nothing here names the pod in the prefix.
+        if make not in (make_prefix, make_strict_branch):  # Nothing names these pods here.
             assert "default/web-5d4f-abcde" in refused.detail or PIN in refused.detail
         status, answer = await rig.cni("ADD", "new")
         assert (status, answer["reason"]) == (503, "take_over_refused")
