@@ -52,8 +52,9 @@ def choose_address(state: State, now: Stamp, cooldown_s: float) -> Binding | Non
     under_release = state.cidrs_under_release()
     usable = [held for held in state.enis.values() if is_usable(held)]
     usable.sort(key=lambda held: (-held.lease_count, held.card, held.device, held.facts.id))
+    is_inheriting = state.inherited_s(now, cooldown_s) > 0
     for held in usable:
-        address = _first_free(state, held, under_release, now, cooldown_s)
+        address = _first_free(state, held, under_release, now, cooldown_s, is_inheriting)
         if address is not None:
             return Binding(
                 family=6 if ":" in address else 4,
@@ -67,7 +68,12 @@ def choose_address(state: State, now: Stamp, cooldown_s: float) -> Binding | Non
 
 
 def _first_free(
-    state: State, held: Eni, under_release: set[Cidr], now: Stamp, cooldown_s: float
+    state: State,
+    held: Eni,
+    under_release: set[Cidr],
+    now: Stamp,
+    cooldown_s: float,
+    is_inheriting: bool,
 ) -> Address | None:
     best: tuple[int, int, Address] | None = None
     for cidr, owned in held.cidrs.items():
@@ -75,7 +81,7 @@ def _first_free(
             continue  # the most of a busy node, told without further ado
         if owned.suspected or cidr in under_release:
             continue
-        if state.inherited_left_s(owned, now, cooldown_s) > 0:
+        if is_inheriting and state.is_inherited(owned):
             continue
         for address in addresses_in(cidr):
             if address in state.by_address:

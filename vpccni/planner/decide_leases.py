@@ -56,6 +56,8 @@ def add(state: State, command: c.Add, now: Stamp, context: c.Context) -> c.Answe
 
 def _hold_in(state: State, command: c.Add) -> Lease | None:
     """The hold whose namespace and interface this call names."""
+    if len(state.by_key) == len(state.leases):
+        return None  # there is no hold, as on most nodes
     for lease in state.leases.values():
         if not lease.is_hold or not command.netns or not same_netns(lease.netns, command.netns):
             continue
@@ -97,13 +99,17 @@ def _resting_soon(state: State, now: Stamp, context: c.Context) -> int:
     waiting for.
     """
     under_release = state.cidrs_under_release()
-    inherited = sum(
-        0 < state.inherited_left_s(owned, now, context.cooldown_s) < context.add_wait_s
-        for held in state.enis.values()
-        if is_usable(held)
-        for cidr, owned in held.cidrs.items()
-        if not owned.suspected and cidr not in under_release and not is_leased(state, cidr)
-    )
+    inherited = 0
+    if 0 < state.inherited_s(now, context.cooldown_s) < context.add_wait_s:
+        inherited = sum(
+            state.is_inherited(owned)
+            and not owned.suspected
+            and cidr not in under_release
+            and not is_leased(state, cidr)
+            for held in state.enis.values()
+            if is_usable(held)
+            for cidr, owned in held.cidrs.items()
+        )
     usable: dict[EniId, set[Cidr]] = {
         held.facts.id: {
             one for one, owned in held.cidrs.items() if not owned.suspected and one not in under_release

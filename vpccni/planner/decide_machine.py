@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -133,20 +133,8 @@ def take_survey(state: State, command: c.TakeSurvey, now: Stamp) -> c.Answer:
         if lease is not None:
             over.add(lease.id)
             events.append(ended(lease, ending.cause, ending.sources))
-    leases = holds = 0
-    for claim in verdict.claims:
-        if _is_taken(state, claim, over):
-            continue
-        holder = state.by_key.get(claim.key) if claim.key is not None else None
-        is_hold = claim.key is None or (holder is not None and holder not in over)
-        leases, holds = leases + (not is_hold), holds + is_hold
-        lease_id = LeaseId(state.head + len(events) + 1)
-        events.append((_opening(state, claim, now, is_hold=is_hold), 0))
-        if claim.veth is not None:
-            wired = sandbox.SandboxWired(
-                lease=lease_id, links=(claim.veth,), netns=claim.netns, netns_inode=claim.netns_inode
-            )
-            events.append((wired, lease_id))
+    opened = _openings(state, verdict.claims, over, now, first=state.head + len(events) + 1)
+    events += opened
     for found in verdict.wired:
         known_lease = state.leases.get(found.lease)
         if known_lease is not None and known_lease.wired is None and known_lease.id not in over:
@@ -180,8 +168,8 @@ def take_survey(state: State, command: c.TakeSurvey, now: Stamp) -> c.Answer:
     last_use = None if verdict.last_use_ns is None else stamp_of(verdict.last_use_ns, now)
     surveyed = adoption.NodeSurveyed(
         why=command.why,
-        leases=leases,
-        holds=holds,
+        leases=sum(isinstance(event, sandbox.AddressAssigned) for event, _ in opened),
+        holds=sum(isinstance(event, sandbox.AddressHeld) for event, _ in opened),
         ended=len(over),
         unexplained=names,
         sources=verdict.sources,
@@ -191,16 +179,38 @@ def take_survey(state: State, command: c.TakeSurvey, now: Stamp) -> c.Answer:
     return c.Decision((*events, (surveyed, 0)))
 
 
+def _openings(
+    state: State, claims: Iterable[Claim], over: set[LeaseId], now: Stamp, *, first: int
+) -> list[c.Caused]:
+    """The events that open claims; ``first`` is the number that the first of them will have."""
+    attached = [held for held in state.enis.values() if held.phase == "attached"]
+    owners = Owners((held.facts.id, held.cidrs) for held in attached)
+    events: list[c.Caused] = []
+    for claim in claims:
+        if _is_taken(state, claim, over):
+            continue
+        holder = state.by_key.get(claim.key) if claim.key is not None else None
+        is_hold = claim.key is None or (holder is not None and holder not in over)
+        lease_id = LeaseId(first + len(events))
+        bindings = (binding_of(claim, state, owners),)
+        events.append((_opening(claim, bindings, now, is_hold=is_hold), 0))
+        if claim.veth is not None:
+            wired = sandbox.SandboxWired(
+                lease=lease_id, links=(claim.veth,), netns=claim.netns, netns_inode=claim.netns_inode
+            )
+            events.append((wired, lease_id))
+    return events
+
+
 def _is_taken(state: State, claim: Claim, over: set[LeaseId]) -> bool:
     """Whether somebody got the address while the node was searched."""
     holder = state.by_address.get(claim.address)
     return holder is not None and holder not in over
 
 
-def _opening(state: State, claim: Claim, now: Stamp, *, is_hold: bool) -> Event:
+def _opening(claim: Claim, bindings: tuple[Binding, ...], now: Stamp, *, is_hold: bool) -> Event:
     """The event that opens a claim. Without a time of its own it is as old as this boot."""
     since = stamp_of(claim.since_ns or now.wall_ns - now.boottime_ns, now)
-    bindings = (binding_of(claim, state),)
     if is_hold or claim.key is None:
         return sandbox.AddressHeld(
             bindings=bindings,
@@ -230,10 +240,10 @@ def stamp_of(wall_ns: int, now: Stamp) -> Stamp:
     return Stamp(wall_ns, now.boottime_ns - (now.wall_ns - wall_ns), now.boot_id)
 
 
-def binding_of(claim: Claim, state: State) -> Binding:
+def binding_of(claim: Claim, state: State, owners: Owners) -> Binding:
     """Where the packets of a claim go; its ENI when the log knows who owns the address."""
     card, device = device_of_table(claim.table)
-    found = owner_of(claim.address, state)
+    found = owners.of(claim.address)
     if found is not None:
         held = state.enis[found]
         card, device = held.card, held.device
@@ -247,19 +257,26 @@ def binding_of(claim: Claim, state: State) -> Binding:
     )
 
 
-def owner_of(address: Address, state: State) -> EniId | None:
-    """The attached ENI that owns an address, as far as the log knows."""
-    for held in state.enis.values():
-        if held.phase == "attached" and any(is_inside(address, cidr) for cidr in _near(held.cidrs, address)):
-            return held.facts.id
-    return None
+class Owners:
+    """Which ENI owns an address. Made once for many addresses: a full node has hundreds, on as many CIDRs."""
 
+    def __init__(self, owned: Iterable[tuple[EniId, Iterable[Cidr]]]) -> None:
+        """Of two ENIs with one CIDR the first has it."""
+        self._single: dict[Cidr, EniId] = {}
+        self._wide: list[tuple[EniId, Cidr]] = []
+        for eni_id, cidrs in owned:
+            for cidr in cidrs:
+                if cidr.endswith(("/32", "/128")):
+                    self._single.setdefault(cidr, eni_id)
+                else:
+                    self._wide.append((eni_id, cidr))
 
-def _near(cidrs: Iterable[Cidr], address: Address) -> Iterator[Cidr]:
-    single = f"{address}/{128 if ':' in address else 32}"
-    for cidr in cidrs:
-        if cidr == single or not cidr.endswith(("/32", "/128")):
-            yield cidr
+    def of(self, address: Address) -> EniId | None:
+        """The ENI, if one of them has the address."""
+        found = self._single.get(Cidr(f"{address}/{128 if ':' in address else 32}"))
+        if found is not None:
+            return found
+        return next((eni_id for eni_id, cidr in self._wide if is_inside(address, cidr)), None)
 
 
 def locations(state: State, events: Sequence[c.Caused]) -> list[c.Caused]:
@@ -275,29 +292,22 @@ def locations(state: State, events: Sequence[c.Caused]) -> list[c.Caused]:
             places[event.eni] = (event.card, event.device, event.table)
         elif isinstance(event, address.CidrsOwned):
             owned.append((event.eni, event.cidrs))
+    owners = Owners(owned)
     found: list[c.Caused] = []
     for lease_id in state.unlocated:
         lease = state.leases[lease_id]
-        bindings = tuple(_place(binding, owned, places) for binding in lease.bindings)
+        bindings = tuple(_place(binding, owners, places) for binding in lease.bindings)
         if bindings != lease.bindings:
             found.append((sandbox.LeaseLocated(lease=lease_id, bindings=bindings), lease_id))
     return found
 
 
-def _place(
-    binding: Binding,
-    owned: Sequence[tuple[EniId, tuple[Cidr, ...]]],
-    places: Mapping[EniId, tuple[int, int, int]],
-) -> Binding:
-    if binding.eni or binding.kind != "pool":
+def _place(binding: Binding, owners: Owners, places: Mapping[EniId, tuple[int, int, int]]) -> Binding:
+    found = None if binding.eni or binding.kind != "pool" else owners.of(binding.address)
+    if found is None:
         return binding
-    for eni_id, cidrs in owned:
-        if any(is_inside(binding.address, cidr) for cidr in _near(cidrs, binding.address)):
-            card, device, table = places.get(eni_id, (binding.card, binding.device, 0))
-            return msgspec.structs.replace(
-                binding, eni=eni_id, card=card, device=device, table=table or binding.table
-            )
-    return binding
+    card, device, table = places.get(found, (binding.card, binding.device, 0))
+    return msgspec.structs.replace(binding, eni=found, card=card, device=device, table=table or binding.table)
 
 
 def set_mode(state: State, command: c.SetMode) -> c.Answer:

@@ -41,12 +41,14 @@ def rested_cidrs(state: State, held: Eni, now: Stamp, cooldown_s: float) -> tupl
     Highest address first, so that the low ones, which are assigned first, stay.
     """
     under_release = state.cidrs_under_release()
+    is_inheriting = state.inherited_s(now, cooldown_s) > 0
     found = [
         cidr
         for cidr, owned in held.cidrs.items()
         if not owned.suspected
         and cidr not in under_release
-        and is_cidr_free(state, held, cidr, now, cooldown_s)
+        and not (is_inheriting and state.is_inherited(owned))
+        and is_cidr_rested(state, cidr, now, cooldown_s)
     ]
     found.sort(key=cidr_span, reverse=True)
     return tuple(found)
@@ -54,7 +56,7 @@ def rested_cidrs(state: State, held: Eni, now: Stamp, cooldown_s: float) -> tupl
 
 def is_cidr_free(state: State, held: Eni, cidr: Cidr, now: Stamp, cooldown_s: float) -> bool:
     """Whether nobody uses the CIDR and nobody may have used it lately, before the log knew of it."""
-    if state.inherited_left_s(held.cidrs[cidr], now, cooldown_s) > 0:
+    if state.inherited_s(now, cooldown_s) > 0 and state.is_inherited(held.cidrs[cidr]):
         return False
     return is_cidr_rested(state, cidr, now, cooldown_s)
 
@@ -125,14 +127,14 @@ def _view(
     state: State, held: Eni, under_release: set[Cidr], now: Stamp, cooldown_s: float, slots: int
 ) -> EniView:
     resting = soon = blocked = releasing = 0
+    inherited_s = state.inherited_s(now, cooldown_s)
     for cidr, owned in held.cidrs.items():
         if owned.suspected or cidr in under_release:
             leased = sum(address in state.by_address for address in _used_in(state, cidr))
             blocked += cidr_size(cidr) - leased
             releasing += cidr_size(cidr) - leased if cidr in under_release else 0
             continue
-        inherited_s = state.inherited_left_s(owned, now, cooldown_s)
-        if inherited_s > 0:
+        if inherited_s > 0 and state.is_inherited(owned):
             leased = sum(address in state.by_address for address in _used_in(state, cidr))
             resting += cidr_size(cidr) - leased
             soon += (cidr_size(cidr) - leased) * (inherited_s <= EC2_DELIVERY_S)

@@ -99,23 +99,18 @@ class State:
         """Seconds until the address of an ended lease may be used again; 0 when it may."""
         return max(0.0, cooldown_s - self.elapsed_s(rest.ended, now))
 
-    def inherited_left_s(self, owned: OwnedCidr, now: Stamp, cooldown_s: float) -> float:
-        """Seconds for which an address that is free by the log must not be used, because of a survey.
-
-        The log does not know who used the addresses that were on the node before the survey, so each of them
-        counts as used until the latest trace of any use.
-        """
-        left_s = self.inherited_s(now, cooldown_s)
-        if left_s <= 0:
-            return 0.0
+    def is_inherited(self, owned: OwnedCidr) -> bool:
+        """Whether a CIDR was on the node before the last survey, so that the log does not know who used it."""
         event = owned.record.event
         is_new = isinstance(event, address.CidrsOwned) and event.source != "describe"
-        if is_new and owned.record.seq > self.survey_seq:
-            return 0.0
-        return left_s
+        return not (is_new and owned.record.seq > self.survey_seq)
 
     def inherited_s(self, now: Stamp, cooldown_s: float) -> float:
-        """Seconds until the addresses that were here before the last survey may be used; 0 when they may."""
+        """Seconds until the addresses that were here before the last survey may be used; 0 when they may.
+
+        Each of them counts as used until the latest trace of any use. Ask once for all of them (and which they
+        are by :meth:`is_inherited`): it is the same for each, and a plan looks at hundreds.
+        """
         last_use = self.survey.last_use if self.survey is not None else None
         if last_use is None:
             return 0.0
