@@ -366,9 +366,10 @@ class Kernel(Protocol):
         """Links that appear, change or vanish, as the kernel tells."""
 
     def path_changes(self) -> AsyncIterator[PathChange]:
-        """Policy rules, and host routes of main and of the pod table, that appear or vanish; ours, too.
+        """Policy rules, and host routes of main and of the pod table, that somebody else makes or takes away.
 
-        A change without rule and route tells that some were lost: anything may have happened.
+        What this port does itself may be told or left out. A change without rule and route tells that some were
+        lost: anything may have happened.
         """
 
     async def close(self) -> None:

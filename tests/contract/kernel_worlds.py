@@ -30,7 +30,7 @@ from vpccni.adapters.kernel import NetlinkKernel
 from vpccni.adapters.kernel_survey import Places
 from vpccni.datapath.names import host_veth_name
 from vpccni.datapath.numbers import POD_TABLE
-from vpccni.datapath.objects import Rule
+from vpccni.datapath.objects import PathChange, Rule
 from vpccni.model import MAIN_TABLE, PodRef
 from vpccni.ports import Kernel
 
@@ -102,6 +102,7 @@ class FakeWorld:
 
     def add_rule(self, rule: Rule) -> None:
         self.kernel.state.rules.append(rule)
+        self.kernel.tell_path(PathChange(rule=rule))
 
     def forget_alias(self, ifname: str) -> None:
         self.set_alias(ifname, "")

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
@@ -64,6 +65,8 @@ class NetlinkKernel:
         self._firewall = OriginalFirewall()
         self._own = threading.local()
         self._sockets: list[NetlinkSocket] = []
+        self._ports: list[int] = []
+        self._path_listeners: list[socket.socket] = []
         self._sockets_lock = threading.Lock()
         self._is_closed = False
         self._wirers = ThreadPoolExecutor(wirers, "kernel-wirer", self._settle)
@@ -109,6 +112,9 @@ class NetlinkKernel:
         self._own.host = NetlinkSocket()
         with self._sockets_lock:
             self._sockets.append(self._own.host)
+            self._ports.append(self._own.host.take_port())
+            for listener in self._path_listeners:
+                kernel_paths.leave_out_own(listener, self._ports)
 
     @property
     def _host(self) -> NetlinkSocket:
@@ -239,11 +245,22 @@ class NetlinkKernel:
                 yield change
 
     async def path_changes(self) -> AsyncIterator[PathChange]:
-        """Rules, and host routes of main and of the pod table, that appear or vanish; see the port."""
-        listener = await self._finish(self._caretaker.submit(kernel_paths.subscribe))
-        async with contextlib.aclosing(kernel_paths.changes(listener)) as told:
-            async for change in told:
-                yield change
+        """Rules, and host routes of main and of the pod table, that others make and remove; see the port."""
+        listener = await self._finish(self._caretaker.submit(self._subscribe_to_paths))
+        try:
+            async with contextlib.aclosing(kernel_paths.changes(listener)) as told:
+                async for change in told:
+                    yield change
+        finally:
+            with self._sockets_lock:
+                self._path_listeners.remove(listener)
+
+    def _subscribe_to_paths(self) -> socket.socket:
+        listener = kernel_paths.subscribe()
+        with self._sockets_lock:
+            self._path_listeners.append(listener)
+            kernel_paths.leave_out_own(listener, self._ports)
+        return listener
 
     async def _links(self) -> list[LinkSeen]:
         return await self._finish(self._caretaker.submit(lambda: kernel_node.links(self._host)))

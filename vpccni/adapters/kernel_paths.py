@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import struct
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
-from vpccni.adapters.netlink import messages
+from vpccni.adapters.netlink import leave_out, messages
 from vpccni.adapters.netlink_route import (
     RTM_DELROUTE,
     RTM_DELRULE,
@@ -51,8 +52,17 @@ def subscribe() -> socket.socket:
     return listener
 
 
+def leave_out_own(listener: socket.socket, ports: Sequence[int]) -> None:
+    """Leave out what we do ourselves, by the ports of our sockets: each ADD and DEL would wake the loop for it.
+
+    Without it more is told, and nothing is wrong.
+    """
+    with contextlib.suppress(OSError):
+        leave_out(listener, ports)
+
+
 async def changes(listener: socket.socket) -> AsyncGenerator[PathChange, None]:
-    """Every rule, and every host route of main and of the pod table, that appears or vanishes.
+    """Every rule, and every host route of main and of the pod table, that appears or vanishes, by others' doing.
 
     When the kernel had to drop some (ENOBUFS), or when there are too many to read, one change tells that anything
     may have happened.

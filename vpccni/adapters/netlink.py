@@ -11,11 +11,12 @@ synchronously, under a lock that all namespaces share: use a :class:`NetlinkSock
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 NLM_F_REQUEST: Final = 0x01
@@ -50,6 +51,14 @@ _ANSWER_S_MAX: Final = 20
 _BUFFER_BYTES: Final = 65536
 """The kernel fills at most 32 KiB of one read with dump messages."""
 _DUMP_TRIES_MAX: Final = 8
+
+_SO_ATTACH_FILTER: Final = 26
+_BPF: Final = struct.Struct("=HBBI")
+_BPF_LOAD_WORD: Final = 0x20
+_BPF_JUMP_EQUAL: Final = 0x15
+_BPF_RETURN: Final = 0x06
+_PORT_OFFSET: Final = 12
+"""Of ``nlmsg_pid``: in a notification the port of who asked for the change, 0 for the kernel itself."""
 
 Attributes = dict[int, memoryview]
 
@@ -116,6 +125,27 @@ def messages(data: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
         offset += (length + 3) & ~3
 
 
+def leave_out(listener: socket.socket, ports: Sequence[int]) -> None:
+    """Let a socket that hears of changes hear no more of those that these sockets make (see ``take_port``).
+
+    It is a filter in the kernel (classic BPF): what it drops wakes nobody. Replaces an earlier one.
+
+    Raises:
+        OSError: the kernel takes no filter; the socket hears what it heard before.
+    """
+    # A filter loads numbers as a network has them, and a netlink header has them as this machine has.
+    wanted = [int.from_bytes(U32.pack(port), "big") for port in ports]
+    load = _BPF.pack(_BPF_LOAD_WORD, 0, 0, _PORT_OFFSET)
+    drop_at = [len(wanted) - place for place in range(len(wanted))]
+    compare = [_BPF.pack(_BPF_JUMP_EQUAL, drop, 0, port) for drop, port in zip(drop_at, wanted, strict=True)]
+    code = b"".join(
+        [load, *compare, _BPF.pack(_BPF_RETURN, 0, 0, 0xFFFFFFFF), _BPF.pack(_BPF_RETURN, 0, 0, 0)]
+    )
+    buffer = ctypes.create_string_buffer(code)
+    program = struct.pack("@HP", len(code) // _BPF.size, ctypes.addressof(buffer))
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
 class NetlinkSocket:
     """A netlink socket in the namespace of the thread that makes it. For one thread at a time."""
 
@@ -133,6 +163,13 @@ class NetlinkSocket:
     def close(self) -> None:
         """Close the socket. Idempotent."""
         self._socket.close()
+
+    def take_port(self) -> int:
+        """The number by which the kernel names this socket in what it tells others of its changes."""
+        # Without this the socket gets its number with the first message.
+        self._socket.bind((0, 0))
+        port, _ = self._socket.getsockname()
+        return int(port)
 
     def change(self, kind: int, flags: int, body: bytes) -> None:
         """Send one changing message and wait for its acknowledgement.

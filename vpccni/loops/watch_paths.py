@@ -1,7 +1,8 @@
 """Notice within a second what somebody else does to rules and host routes, without minding our own doing.
 
-Each ADD and DEL of ours makes such changes, too. So a change is not judged when it is heard, but a moment later,
-when what we did is on record: then it agrees with the leases. What does not is worth a look at the whole kernel.
+Each ADD and DEL of ours makes such changes, too, and a kernel port need not leave them out. So a change is not
+judged when it is heard, but a moment later, when what we did is on record: then it agrees with the leases. What
+does not is worth a look at the whole kernel.
 However much is changed, there are no two such looks within a second.
 """
 
