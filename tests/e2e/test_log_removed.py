@@ -82,7 +82,7 @@ async def wait_put_back(node, times: int) -> float:
             await asyncio.sleep(0.05)
 
 
-async def restored_events(node) -> list[dict]:
+async def restored_events(node) -> list[dict[str, object]]:
     head, found = (await node.client.get("/v1/status"))["log"]["head"], []
     async for event in node.client.follow():
         if event["kind"] == "log_restored":
