@@ -11,7 +11,6 @@ import sqlite3
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -83,7 +82,7 @@ async def wait_put_back(node, times: int) -> float:
             await asyncio.sleep(0.05)
 
 
-async def restored_events(node) -> list[dict[str, Any]]:
+async def restored_events(node):
     head, found = (await node.client.get("/v1/status"))["log"]["head"], []
     async for event in node.client.follow():
         if event["kind"] == "log_restored":

@@ -233,6 +233,19 @@ async def test_what_another_agent_wrote_while_the_lock_was_gone_is_taken_over(pa
     assert await head_after_a_kill(path, tmp_path / "killed") == 24
 
 
+async def test_a_reader_from_before_keeps_the_wal_index_from_being_put_back_until_he_is_done(path, log):
+    """What the -wal holds must go into the database before its index is made anew, and he reads the older state."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM event").fetchone() == (20,)
+        await log.append(records(21, 22))
+        beside(path, "-shm").unlink()
+        with pytest.raises(TransientError, match="somebody reads"):
+            await log.restore()
+        assert reader.execute("SELECT count(*) FROM event").fetchone() == (20,)
+    assert (await log.restore()).events == 22
+
+
 async def test_a_disk_that_does_not_answer_proves_no_removal(path, log, monkeypatch):
     def fails(path):
         raise OSError(5, "Input/output error")
@@ -250,13 +263,13 @@ async def test_a_copy_that_is_not_whole_is_not_put_in_place(path, log, monkeypat
         stack.push_async_callback(small.close)
         await small.open()
         await small.append(records(1, 19))
-    real = log_place.LogPlace.check_copy
+    real = log_place.LogPlace._check_copy
 
     def swap(self, newest, schema):
         shutil.copyfile(shorter, self._files.new)
         real(self, newest, schema)
 
-    monkeypatch.setattr(log_place.LogPlace, "check_copy", swap)
+    monkeypatch.setattr(log_place.LogPlace, "_check_copy", swap)
     with pytest.raises(TransientError, match="ends with event 19"):
         await log.restore()
     assert not path.exists()
@@ -268,14 +281,14 @@ async def test_a_copy_that_is_not_whole_is_not_put_in_place(path, log, monkeypat
 async def test_a_copy_that_is_removed_before_it_is_open_is_made_again(path, log, monkeypatch, tmp_path):
     """1. The copy is put in place. 2. It is removed before it is open. 3. What was open before still is."""
     shutil.rmtree(path.parent)
-    real = log_place.LogPlace.put_in_place
+    real = log_place.LogPlace._put_in_place
 
     def and_remove(self):
         real(self)
         shutil.rmtree(path.parent)
         return ()
 
-    monkeypatch.setattr(log_place.LogPlace, "put_in_place", and_remove)
+    monkeypatch.setattr(log_place.LogPlace, "_put_in_place", and_remove)
     for _ in range(2):
         with pytest.raises(TransientError) as refused:
             await log.restore()

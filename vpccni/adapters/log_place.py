@@ -8,25 +8,28 @@ log at its path, or what the next start finds damaged, never a part that looks l
 
 1. The lock is taken at the path: another agent that holds it by now has the last word. What says that a log
    exists here, and how far it goes, is written anew.
-2. The caller copies the database to ``<log>.new`` and checks the copy; it is synced.
+2. The database is copied to ``<log>.new``, the copy checked and synced.
 3. What somebody else put at the path is renamed to ``<log>.replaced-...``. Our own -wal and -shm are removed:
    a -wal beside a database that it does not belong to would be read into it. The directory is synced.
 4. The copy is renamed to the log's name. The directory is synced.
 
-Every function blocks: they are called on a worker thread.
+What is not async blocks, and is called on a worker thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sqlite3
 from pathlib import Path
 from typing import Final
 
+from vpccni.adapters.log_connection import LogConnection
 from vpccni.adapters.log_files import Identity, LogFiles, identity_at, identity_of, reading, sync
 from vpccni.adapters.log_format import LogDamageError
 from vpccni.adapters.log_verify import Head, check_integrity, check_schema, damage_translated, head_of
+from vpccni.errors import Reason, TransientError
 
 _NOWHERE: Final[Identity] = (0, 0)
 """No file has it: something else stood at the path when the log was opened."""
@@ -134,12 +137,43 @@ class LogPlace:
         files.renew_head(newest)
         return aside
 
-    def check_copy(self, newest: Head, schema: int) -> None:
-        """Step 2: see that the copy is a whole log, and sync it.
+    async def copy_from(self, connection: LogConnection, newest: Head, schema: int) -> tuple[str, ...]:
+        """Steps 2 to 4: a copy of the log at its path, whole, synced, and not open yet.
 
         Args:
-            newest: The event with which it ends; its ``hash`` is empty when it may have one more batch.
+            connection: It sees everything that was written into the files that are open.
+            newest: The event with which the log ends; its ``hash`` is empty when it may have one more batch.
             schema: The newest schema that we know.
+
+        Returns:
+            Names of what was moved aside.
+
+        Raises:
+            sqlite3.Error, OSError, LogDamageError, TransientError: Nothing half-made is under the log's name.
+        """
+        if not await asyncio.to_thread(self.is_data_lost):
+            # Only the wal-index is gone. What is in the -wal goes into the file first: it is about to lose it.
+            ((is_busy, *_),) = await connection.sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            if is_busy:
+                raise TransientError(Reason.LOG_REMOVED, "somebody reads the log")
+        target = await asyncio.to_thread(self._open_copy)
+        try:
+            await connection.copy_to(target)
+        finally:
+            await asyncio.to_thread(target.close)
+        await asyncio.to_thread(self._check_copy, newest, schema)
+        return await asyncio.to_thread(self._put_in_place)
+
+    def _open_copy(self) -> sqlite3.Connection:
+        """An empty database to copy into. Nobody reads it before it was synced as a whole, hence no care here."""
+        self._files.remove_new()
+        connection = sqlite3.connect(self._files.new, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    def _check_copy(self, newest: Head, schema: int) -> None:
+        """See that the copy is a whole log, and sync it.
 
         Raises:
             LogDamageError: It is not what was copied.
@@ -153,8 +187,8 @@ class LogPlace:
             raise LogDamageError(f"the copy ends with event {found.seq}, the log with event {newest.seq}")
         sync(copy)
 
-    def put_in_place(self) -> tuple[str, ...]:
-        """Steps 3 and 4: the copy becomes the log. Names of what was moved aside.
+    def _put_in_place(self) -> tuple[str, ...]:
+        """The copy becomes the log. Names of what was moved aside.
 
         Raises:
             OSError: It could not be done. The copy is under its own name or, at the very end, in place.
@@ -217,14 +251,6 @@ class LogPlace:
         for path, name in names.items():
             path.rename(path.with_name(name))
         return tuple(names.values())
-
-
-def open_copy(path: Path) -> sqlite3.Connection:
-    """An empty database to copy into. Nobody reads it before it was synced as a whole, hence no care here."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = OFF")
-    connection.execute("PRAGMA synchronous = OFF")
-    return connection
 
 
 def _open_files() -> set[Identity]:

@@ -49,7 +49,7 @@ from vpccni.adapters.log_format import (
     sealed,
     stored_of,
 )
-from vpccni.adapters.log_place import LogPlace, open_copy
+from vpccni.adapters.log_place import LogPlace
 from vpccni.adapters.log_schema import (
     DELETE_OLD_SNAPSHOTS,
     INSERT_EVENT,
@@ -365,13 +365,13 @@ class SqliteLog:
             return await finish(self._restore(self._opened()), "restore the log")
 
     async def _restore(self, connection: LogConnection) -> Restored:
-        place = self._place
-        missing = await asyncio.to_thread(place.missing)
+        place, missing = self._place, await asyncio.to_thread(self._place.missing)
         try:
             aside = await asyncio.to_thread(place.retake, self._head.seq, volatile_ok=self._volatile_ok)
             is_copied = bool(await asyncio.to_thread(place.missing_data))
             if is_copied:
-                aside += await self._copy_to_path(connection)
+                newest = Head(self._head.seq, b"") if self._failure else self._head
+                aside += await place.copy_from(connection, newest, self._schema)
         except (VpccniError, LogDamageError, OSError, sqlite3.Error) as error:
             raise self._not_restored(missing, error) from error
         if is_copied:
@@ -382,24 +382,6 @@ class SqliteLog:
             found = await self._look_again(connection)
             self._head, self._removed = found.head, ""
         return Restored(start=found.start, missing=missing, aside=aside, events=found.events)
-
-    async def _copy_to_path(self, connection: LogConnection) -> tuple[str, ...]:
-        """A copy of the log at its path, synced and not open yet. Names of what was moved aside."""
-        files, place = self._files, self._place
-        if not await asyncio.to_thread(place.is_data_lost):
-            # Only the wal-index is gone. What is in the -wal goes into the file first: it is about to lose it.
-            ((is_busy, *_),) = await connection.sql("PRAGMA wal_checkpoint(TRUNCATE)")
-            if is_busy:
-                raise TransientError(Reason.LOG_IN_USE, "somebody reads the log")
-        files.remove_new()
-        target = await asyncio.to_thread(open_copy, files.new)
-        try:
-            await connection.copy_to(target)
-        finally:
-            await asyncio.to_thread(target.close)
-        newest = Head(self._head.seq, b"") if self._failure else self._head
-        await asyncio.to_thread(place.check_copy, newest, self._schema)
-        return await asyncio.to_thread(place.put_in_place)
 
     async def _open_copy(self, connection: LogConnection, missing: tuple[str, ...]) -> Start:
         """Open what was put in place. Only when that is done, what was open before is let go of."""
