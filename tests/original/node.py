@@ -125,6 +125,7 @@ class OriginalNode:
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listening.bind(str(self.socket_path))
         listening.listen(16)
+        listening.setblocking(False)
         self.socket_path.chmod(0o660)
         self._socket = listening
 
@@ -134,6 +135,15 @@ class OriginalNode:
             self._socket.close()
         self._socket = None
         self.rows = {}
+
+    def callers(self) -> int:
+        """How often somebody has connected to its socket since this was asked last."""
+        count = 0
+        with contextlib.suppress(BlockingIOError):
+            while self._socket is not None:
+                self._socket.accept()[0].close()
+                count += 1
+        return count
 
     @contextlib.contextmanager
     def running(self) -> Iterator[OriginalNode]:

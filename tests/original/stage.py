@@ -115,8 +115,7 @@ class OriginalStage:
         sandbox = await self.lab.fabric.add_namespace(name)
         await self.lab.fabric.run_in_thread(sandbox, set_loopback_up)
         container_id = hashlib.sha256(name.encode()).hexdigest()
-        taken = {pod.address for pod in self.pods.values()}
-        address = address or next(one for one in self._eni(device).addresses if one not in taken)
+        address = address or self.free_address(device)
         pod = self.original.add(
             "default", name, netns=sandbox.path, container_id=container_id, address=address
         )
@@ -124,6 +123,12 @@ class OriginalStage:
         write_entry(self.node.places.results, entry)
         self.pods[name], self.sandboxes[name] = pod, sandbox
         return pod
+
+    def free_address(self, device: int) -> str:
+        """An address of an ENI that the original has not given to anybody."""
+        taken = {pod.address for pod in self.pods.values()}
+        taken |= {row.address for row in self.original.rows.values()}
+        return next(one for one in self._eni(device).addresses if one not in taken)
 
     # -- the API server ---------------------------------------------------------------------------
 
