@@ -25,7 +25,7 @@ from typing import Final
 
 import msgspec
 
-from vpccni.checkpoint import HOLD_NETWORK
+from vpccni.checkpoint import HOLD_NETWORK, is_made_up
 from vpccni.datapath.names import (
     alias_of,
     alias_of_hold,
@@ -281,6 +281,8 @@ class _Judge:
             if key is None and told is not None:
                 key = SandboxKey(OUR_NETWORK, *told)
                 evidence.append("alias")
+        if key is not None and RUNTIME_CACHE in evidence:
+            self._end_other_lease(key, address)
         if key is not None and (key in self._keys or self._has_other_lease(key, address)):
             self._notes.append(
                 f"{address} of {veth.ifname}: its sandbox {key.container_id} has another address"
@@ -423,7 +425,19 @@ class _Judge:
 
     def _has_other_lease(self, key: SandboxKey, address: Address) -> bool:
         lease = self._state.lease_of(key)
-        return lease is not None and all(binding.address != address for binding in lease.bindings)
+        if lease is None or lease.id in self._endings:
+            return False
+        return all(binding.address != address for binding in lease.bindings)
+
+    def _end_other_lease(self, key: SandboxKey, address: Address) -> None:
+        """An old log knows an earlier sandbox of this key: kernel and runtime agree on what the present one has."""
+        lease = self._state.lease_of(key)
+        if lease is None or not self._has_other_lease(key, address):
+            return
+        shown = {one for veth in self._veths for one in veth.routed or veth.inside}
+        if not any(binding.address in shown for binding in lease.bindings):
+            self._endings[lease.id] = Ending(lease.id, "superseded", (KERNEL, RUNTIME_CACHE))
+            self._notes.append(f"lease {lease.id}: its sandbox has {address} now")
 
     @staticmethod
     def _is_same(lease: Lease, veth: HostVeth, key: SandboxKey | None) -> bool:
@@ -431,7 +445,11 @@ class _Judge:
         if lease.wired is not None and veth.alias and veth.alias == lease.wired.alias:
             return True
         if key is not None and not lease.is_hold:
-            return key == lease.key
+            if not is_made_up(key):
+                return key == lease.key
+            # Of such a key only the container id is real, if that: it contradicts nobody.
+            if key.container_id == lease.key.container_id:
+                return True
         if veth.netns and lease.netns == veth.netns:
             return True
         if lease.is_unseen and not veth.alias and _digits_of(lease.pod) == veth.ifname[-_DIGITS:]:
@@ -450,21 +468,29 @@ class _Judge:
         return _fuller(pod, seen.pod)
 
     def _unlisted(self) -> frozenset[LeaseId]:
-        """Leases that a checkpoint of somebody else, written since, does not list with their key."""
+        """Leases that a checkpoint of somebody else, written since, does not list with their key.
+
+        A file of which not every row can be read leaves nobody out, and a row without a whole key may be anybody's.
+        """
         foreign = [
             file
             for file in self._evidence.checkpoints
-            if file.status == "read" and file.card == 0 and file.log_id != self._state.log_id
+            if file.status == "read"
+            and not file.unreadable
+            and file.card == 0
+            and file.log_id != self._state.log_id
         ]
         if not foreign or not self._state.log_id:
             return frozenset()
         listed = {(row.key, row.address) for row in self._rows}
+        half_listed = {row.address for row in self._rows if is_made_up(row.key)}
         return frozenset(
             lease.id
             for lease in self._state.leases.values()
             if not lease.is_hold
             and lease.id not in self._endings
             and all((lease.key, binding.address) not in listed for binding in lease.bindings)
+            and all(binding.address not in half_listed for binding in lease.bindings)
             and 0 < lease.since.wall_ns < max(file.modified_ns for file in foreign)
         )
 

@@ -28,7 +28,14 @@ class CidrsReleased(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CidrSuspected(msgspec.Struct, frozen=True, kw_only=True):
-    """EC2 does not list an owned CIDR. Leases on it stay; nothing new is assigned out of it."""
+    """EC2 does not list an owned CIDR, or has not been asked since somebody else may have given it back.
+
+    Leases on it stay; nothing new is assigned out of it.
+
+    Attributes:
+        source: ``ec2``, or ``survey``.
+        readings: How many readings did not list it; 1 as well for a survey, so that the next one decides.
+    """
 
     eni: EniId
     cidr: Cidr

@@ -92,8 +92,10 @@ class AddressHeld(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 class LeaseLocated(msgspec.Struct, frozen=True, kw_only=True):
     """EC2 listed the address of a recovered lease: its ENI is known from here on.
 
+    Or the log turned out to be another machine's, whose ENI it cannot be: then it is not known any more.
+
     Attributes:
-        bindings: All of the lease's, in the same order, now with their ENIs.
+        bindings: All of the lease's, in the same order, with their ENIs as far as they are known.
     """
 
     lease: LeaseId

@@ -16,6 +16,7 @@ import structlog
 from vpccni import __version__
 from vpccni.datapath.objects import DatapathSettings
 from vpccni.errors import InvariantBrokenError, PermanentError, Reason, Refused, VpccniError, sentence
+from vpccni.events.address import CidrSuspected
 from vpccni.events.codec import Record
 from vpccni.events.eni import EniAttached
 from vpccni.events.node import PolicyObserved
@@ -319,6 +320,8 @@ class Agent:
     def _on_records(self, records: Sequence[Record]) -> None:
         self.links.on_records(records)
         self.export.on_records(records)
+        if any(isinstance(one.event, CidrSuspected) and one.event.source == "survey" for one in records):
+            self.reconcile.compare_soon()
         self._wake_planner()
         self.readiness.is_broken = self.writer.state.broken.name if self.writer.state.broken else ""
         if any(isinstance(record.event, EniAttached) for record in records) or self.writer.state.standing:
@@ -395,6 +398,8 @@ class Agent:
                 )
             return
         observed = await self.links.look()
+        if self.readiness.hold is not None:
+            return  # It could not be told who lives here: the recovery comes back to this.
         if not has_primary_link(observed, state.instance.primary_mac):
             mac = state.instance.primary_mac
             self.readiness.not_serving = Refused(Reason.NOT_THE_SAME_MACHINE, f"no link has MAC {mac}")

@@ -208,7 +208,7 @@ class Effects:
     async def _settle(self, ec2: Ec2, intent: IntentId, wanted: EffectIntended) -> None:
         now = asyncio.get_running_loop().time()
         since = self._unsure_since.setdefault(intent, now)
-        outcome = await self._find_outcome(ec2, wanted)
+        outcome = await self._find_outcome(ec2, intent, wanted)
         if isinstance(outcome, c.Failed) and wanted.kind in REPEATED_KINDS and now - since < SURE_AFTER_S:
             # That a second try is refused says nothing about the first, and Describe may lag behind it: what
             # was given back must not return to the pool, what was created must not be forgotten.
@@ -217,7 +217,7 @@ class Effects:
         self._unsure_since.pop(intent, None)
         _log.info("settled", kind=wanted.kind, eni=wanted.eni, outcome=type(outcome).__name__.lower())
 
-    async def _find_outcome(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
+    async def _find_outcome(self, ec2: Ec2, intent: IntentId, wanted: EffectIntended) -> c.Outcome:
         """What became of a call whose reply nobody has. Raises when EC2 does not answer: asked again later."""
         match wanted.kind:
             case "create":
@@ -227,6 +227,7 @@ class Effects:
             case "delete":
                 if await ec2.describe_eni(wanted.eni) is None:
                     return c.Confirmed(how="observed")
+                self._check_open(intent)
                 return await self._attempt(ec2, wanted)
             case "detach":
                 facts = await ec2.describe_eni(wanted.eni)
@@ -235,13 +236,14 @@ class Effects:
                 if facts.attachment_status == "detaching":
                     await self._wait_detached(ec2, wanted)
                     return c.Confirmed(how="observed")
+                self._check_open(intent)
                 return await self._attempt(ec2, wanted)
             case "attach":
                 return await self._find_attached(ec2, wanted)
             case "assign":
                 return await self._find_assigned(ec2, wanted)
             case "unassign":
-                return await self._find_unassigned(ec2, wanted)
+                return await self._find_unassigned(ec2, intent, wanted)
             case _:
                 raise PermanentError(Reason.LOG_NEWER, f"effect {wanted.kind} of a later release")
 
@@ -279,12 +281,18 @@ class Effects:
             return c.Failed(reason=Reason.EC2_UNREACHABLE, detail="nothing was assigned", is_transient=True)
         return c.Confirmed(cidrs=fresh, how="observed")
 
-    async def _find_unassigned(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
+    def _check_open(self, intent: IntentId) -> None:
+        """Before a call is repeated that takes something away: a search may have found who uses it."""
+        if intent not in self._writer.state.intents:
+            raise TransientError(Reason.CANCELLED, "the intent was abandoned meanwhile")
+
+    async def _find_unassigned(self, ec2: Ec2, intent: IntentId, wanted: EffectIntended) -> c.Outcome:
         facts = await self._read_twice(ec2, wanted)
         left = tuple(cidr for cidr in wanted.cidrs if facts is not None and cidr in facts.cidrs)
         if not left:
             return c.Confirmed(how="observed")
-        # Still ours to give back: nothing was assigned out of them meanwhile.
+        # Still ours to give back: nothing was assigned out of them meanwhile, or the intent was abandoned.
+        self._check_open(intent)
         outcome = await self._attempt(ec2, msgspec.structs.replace(wanted, cidrs=left))
         if isinstance(outcome, c.Failed) and left != wanted.cidrs:
             # A part is gone: a failure of the whole would put it back into the pool.

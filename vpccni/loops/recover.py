@@ -107,6 +107,7 @@ class Recovery:
         self._is_lost = False
         self._wake = asyncio.Event()
         self._unknown: dict[int, tuple[LinkSeen, float]] = {}
+        self._pending = ""
         self._unexplained_since: float | None = None
         self._stamp: tuple[int, ...] | None = None
         self._written_at = float("-inf")
@@ -131,7 +132,12 @@ class Recovery:
         known = KnownVeths(self._writer.state)
         pods = [link for link in links if is_host_veth(link, self._veth_prefix)]
         if self.is_done and not all(known.explains(_as_host_veth(link)) for link in pods):
+            self._pending = "unknown_veth"
+            self._hold(Refused(Reason.RECOVERING, "an interface is here that the log does not explain"))
             await self._guarded(lambda: self._search("unknown_veth"))
+            if self._pending:
+                # Nobody knows yet who lives here: as long as a search fails nothing is changed.
+                self.is_done = False
 
     # -- the loop ---------------------------------------------------------------------------------
 
@@ -229,12 +235,14 @@ class Recovery:
                 latest is not None and isinstance(latest.event, InstanceObserved) and latest.event.changed
             )
             return "another_machine" if changed else "new_log"
-        if state.survey.unexplained or self._has_unknown():
-            return "unknown_veth"
+        if self._pending or state.survey.unexplained or self._has_unknown():
+            return self._pending or "unknown_veth"
         if self.is_done and not was_here:
             return ""
         files = await self._checkpoints.read()
-        return _why_of(files[0], self._clock.now(), state.log_id, state.head, self._imported())
+        why = _why_of(files[0], self._clock.now(), state.log_id, state.head, self._imported())
+        # The other one may have served since, also where its file is gone: a reboot takes that away.
+        return why or ("handed_back" if state.mode != "serve" else "")
 
     def _has_unknown(self) -> bool:
         """Whether a veth that appeared a while ago is still explained by no lease."""
@@ -266,6 +274,7 @@ class Recovery:
             return
         await self._writer.submit(c.TakeSurvey(why=why, verdict=verdict))
         self._unknown.clear()
+        self._pending = ""
         _log.info(
             "searched",
             why=why,

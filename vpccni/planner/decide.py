@@ -173,6 +173,12 @@ def _detach_objection(state: State, held: Eni, busy: set[str], now: Stamp, coold
         for binding in state.leases[lease_id].bindings
     ):
         return "a recovered lease may be on it"
+    if any(
+        not binding.eni and binding.table == held.table and state.rest_left_s(rest, now, cooldown_s) > 0
+        for rest in state.rests.values()
+        for binding in rest.bindings
+    ):
+        return "an address that was found in use and is in cooldown may be on it"
     return ""
 
 

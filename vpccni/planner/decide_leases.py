@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
-
+from vpccni.checkpoint import is_made_up
 from vpccni.errors import Reason, Refused
 from vpccni.events import sandbox
 from vpccni.model import Cidr, EniId, LeaseId, Stamp, cidr_size, is_inside
@@ -14,10 +13,6 @@ from vpccni.planner.view import is_leased, views_of
 from vpccni.planner.warm_pool import prospect
 from vpccni.projections.leases import Lease
 from vpccni.projections.state import State
-
-MIGRATED_NETWORK: Final = "_migrated-from-cri"
-MIGRATED_IFNAME: Final = "unknown"
-"""Keys of rows that the original took from the container runtime (its migration from before 1.7)."""
 
 
 def add(state: State, command: c.Add, now: Stamp, context: c.Context) -> c.Answer:
@@ -154,6 +149,7 @@ def end_lease(state: State, command: c.EndLease, context: c.Context) -> c.Answer
 def find_lease(state: State, command: c.EndLease) -> Lease | None:
     """The lease or hold that a DEL is about.
 
+    Of a key that the original once made up only the container id is real.
     A hold is never found by a pod's name: a repeated DEL of an old sandbox must not free the address of the
     sandbox that has it now. Its address and its namespace together belong to one sandbox only.
     """
@@ -165,7 +161,7 @@ def find_lease(state: State, command: c.EndLease) -> Lease | None:
             is_here = bool(command.netns) and same_netns(each.netns, command.netns)
             if is_here and any(binding.address in command.addresses for binding in each.bindings):
                 return each
-        elif each.key.container_id == command.key.container_id and _has_made_up_key(each):
+        elif each.key.container_id == command.key.container_id and is_made_up(each.key):
             return each
     return None
 
@@ -173,11 +169,6 @@ def find_lease(state: State, command: c.EndLease) -> Lease | None:
 def same_netns(one: str, other: str) -> bool:
     """Whether two paths of namespaces are one: ``/var/run`` is ``/run``."""
     return one.removeprefix("/var") == other.removeprefix("/var")
-
-
-def _has_made_up_key(lease: Lease) -> bool:
-    """The original's rows that came from the container runtime: only the container id is right."""
-    return lease.key.network == MIGRATED_NETWORK or lease.key.ifname == MIGRATED_IFNAME
 
 
 def _is_older(state: State, lease: Lease, command: c.EndLease) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -11,6 +11,7 @@ from vpccni.events import address, adoption, effect, eni, node, sandbox
 from vpccni.events.codec import KIND_OF, Event
 from vpccni.evidence import Claim
 from vpccni.model import (
+    MAIN_TABLE,
     Address,
     Binding,
     Cidr,
@@ -26,6 +27,8 @@ from vpccni.planner.decide_leases import ended
 from vpccni.projections.state import State
 
 READINGS_TO_CHANGE: Final = 2
+STALE_BOOKS: Final = ("older_log", "foreign_checkpoint", "handed_back")
+"""Why a node was searched whose log may be behind EC2: others have changed addresses and ENIs meanwhile."""
 
 
 def note_links(state: State, command: c.NoteLinks) -> c.Answer:
@@ -69,6 +72,8 @@ def observe_instance(state: State, command: c.ObserveInstance, now: Stamp) -> c.
     a new boot, and another primary MAC          at the first reading
     a new boot, and the same primary MAC         when two readings agree
     ==========================================  ========================================================
+
+    Leases of sandboxes that were found in this boot stay: this is the machine on which they were found.
     """
     before, now_seen = state.instance, command.instance
     if before is None or before.id == now_seen.id:
@@ -91,7 +96,13 @@ def observe_instance(state: State, command: c.ObserveInstance, now: Stamp) -> c.
     events: list[c.Caused] = [
         (node.InstanceObserved(instance=now_seen, changed=True, readings=command.readings), 0)
     ]
-    events += [(ended(lease, "machine_changed")[0], cause) for lease in state.leases.values()]
+    for lease in state.leases.values():
+        if lease.origin == "add" or lease.opened.boot_id != now.boot_id:
+            events.append((ended(lease, "machine_changed")[0], cause))
+        elif any(binding.eni in state.enis for binding in lease.bindings):
+            # Whoever was found in this boot lives here, whatever the log is about.
+            bindings = tuple(msgspec.structs.replace(each, eni=EniId("")) for each in lease.bindings)
+            events.append((sandbox.LeaseLocated(lease=lease.id, bindings=bindings), cause))
     events += [
         (
             effect.EffectAbandoned(
@@ -153,8 +164,11 @@ def take_survey(state: State, command: c.TakeSurvey, now: Stamp) -> c.Answer:
         for veth in verdict.unexplained
         if veth.ifname not in known
     ]
-    if state.survey is not None and not events and names == known and not command.is_repeated_anyway:
-        return c.Decision()
+    is_again = state.survey is not None and command.why == "unknown_veth" and names == known
+    if is_again and not events and not command.is_repeated_anyway:
+        return (
+            c.Decision()
+        )  # Looked at again every few seconds. What another one's file tells is always news.
     events += [
         (
             adoption.CheckpointImported(
@@ -165,6 +179,10 @@ def take_survey(state: State, command: c.TakeSurvey, now: Stamp) -> c.Answer:
         for file in verdict.imported
         if file.log_id != state.log_id or not state.log_id
     ]
+    in_use = [claim.address for claim in verdict.claims]
+    events += _abandoned(state, in_use, {claim.table for claim in verdict.claims})
+    if command.why in STALE_BOOKS or opened or over:
+        events += _doubted(state, {*in_use, *state.by_address})
     last_use = None if verdict.last_use_ns is None else stamp_of(verdict.last_use_ns, now)
     surveyed = adoption.NodeSurveyed(
         why=command.why,
@@ -199,6 +217,38 @@ def _openings(
                 lease=lease_id, links=(claim.veth,), netns=claim.netns, netns_inode=claim.netns_inode
             )
             events.append((wired, lease_id))
+    return events
+
+
+def _doubted(state: State, in_use: Container[Address]) -> list[c.Caused]:
+    """Whoever was here without this log may have given back what the log says we own: EC2 is to list it first."""
+    return [
+        (address.CidrSuspected(eni=held.facts.id, cidr=cidr, source="survey", readings=1), 0)
+        for held in state.enis.values()
+        if held.managed and held.phase == "attached"
+        for cidr, owned in held.cidrs.items()
+        if not owned.suspected and not (cidr.endswith("/32") and cidr[:-3] in in_use)
+    ]
+
+
+def _abandoned(state: State, in_use: Sequence[Address], tables: Container[int]) -> list[c.Caused]:
+    """What was under way before somebody else was here must not be repeated over who lives there now."""
+    events: list[c.Caused] = []
+    for intent in state.intents.values():
+        wanted, held = intent.intended, state.enis.get(intent.intended.eni)
+        if wanted.kind == "unassign":
+            covered = any(is_inside(one, cidr) for one in in_use for cidr in wanted.cidrs)
+        elif wanted.kind in ("detach", "delete") and held is not None:
+            covered = (held.table != MAIN_TABLE and held.table in tables) or any(
+                is_inside(one, cidr) for one in in_use for cidr in held.cidrs
+            )
+        else:
+            continue
+        if covered:
+            dropped = effect.EffectAbandoned(
+                intent=intent.id, kind=wanted.kind, reason="an address of it is in use", eni=wanted.eni
+            )
+            events.append((dropped, intent.id))
     return events
 
 
@@ -290,6 +340,8 @@ def locations(state: State, events: Sequence[c.Caused]) -> list[c.Caused]:
             places[event.facts.id] = (event.facts.card, event.facts.device, event.table)
         elif isinstance(event, eni.EniAttached):
             places[event.eni] = (event.card, event.device, event.table)
+            if event.eni in state.enis:  # Its addresses were in the books before it was on the machine.
+                owned.append((event.eni, tuple(state.enis[event.eni].cidrs)))
         elif isinstance(event, address.CidrsOwned):
             owned.append((event.eni, event.cidrs))
     owners = Owners(owned)

@@ -6,18 +6,30 @@ phase      also                            next
 detached   retiring or left behind         delete
 detached   attach refused for good         delete
 detached   created by us                   attach, lowest free index
-attached   created by us, not kept safe    modify (DeleteOnTermination)
+attached   made for us, not kept safe      modify (DeleteOnTermination)
 =========  ==============================  =======================
+
+Made for us is what we created, and what was found with the tag of this machine: whoever made it, an agent whose log
+is lost or amazon-vpc-cni-k8s, may have ended before he came to this.
 """
 
 from __future__ import annotations
 
 from vpccni.events.effect import DELETE_ON_TERMINATION, EffectIntended
 from vpccni.model import EniId
+from vpccni.planner.reconcile import INSTANCE_TAG
+from vpccni.projections.enis import Eni
 from vpccni.projections.state import State
 
 _DEVICES_MAX = 64
 """More device indexes than any instance type has on a card."""
+
+
+def _is_made_for_us(state: State, held: Eni) -> bool:
+    if held.origin == "created":
+        return True
+    is_tagged = state.instance is not None and held.facts.tags.get(INSTANCE_TAG) == state.instance.id
+    return is_tagged and not held.is_primary
 
 
 def next_effects(state: State, attach_refused: frozenset[EniId]) -> list[EffectIntended]:
@@ -39,7 +51,7 @@ def next_effects(state: State, attach_refused: frozenset[EniId]) -> list[EffectI
         if state.intents_on(eni_id) or not held.managed:
             continue
         if held.phase == "attached":
-            if held.origin == "created" and not held.is_kept_safe and held.attachment:
+            if _is_made_for_us(state, held) and not held.is_kept_safe and held.attachment:
                 wanted.append(
                     EffectIntended(
                         kind="modify",

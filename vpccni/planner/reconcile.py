@@ -14,7 +14,7 @@ import msgspec
 from vpccni.events import address, eni
 from vpccni.model import Cidr, EniFacts, EniId, Stamp, route_table_of
 from vpccni.planner.commands import Caused, ReadEc2
-from vpccni.planner.view import is_cidr_rested
+from vpccni.planner.view import is_cidr_rested, is_leased
 from vpccni.projections.enis import Eni
 from vpccni.projections.state import State
 
@@ -171,12 +171,15 @@ def _missing_eni(state: State, held: Eni, now: Stamp, cooldown_s: float) -> list
 def adopt_left_behind(state: State, enis: tuple[EniFacts, ...]) -> tuple[Caused, ...]:
     """Unattached ENIs of ours that the books do not hold: taken in only to be deleted.
 
-    None while a create is open: it may be the very one that the create made.
+    None while a create is open: it may be the very one that the create made. Nor one with an address that was found
+    in use: whoever told of it may be wrong, but the address stays with us as long as its lease.
     """
     if any(intent.intended.kind == "create" for intent in state.intents.values()):
         return ()
     return tuple(
         (eni.EniAdopted(facts=_bare(facts), managed=True, origin="left_behind"), 0)
         for facts in enis
-        if facts.id not in state.enis and not facts.attachment
+        if facts.id not in state.enis
+        and not facts.attachment
+        and not any(is_leased(state, cidr) for cidr in facts.cidrs)
     )

@@ -90,6 +90,8 @@ def _lease_located(state: State, record: Record, event: sandbox.LeaseLocated) ->
     lease.records["located"] = record
     if lease.is_located:
         state.unlocated.pop(lease.id, None)
+    else:
+        state.unlocated[lease.id] = None
 
 
 def _lease_identified(state: State, record: Record, event: sandbox.LeaseIdentified) -> None:

@@ -37,7 +37,8 @@ def test_a_node_in_order_needs_nothing(node):
 
 
 def test_created_enis_are_attached_side_by_side_at_the_lowest_free_indexes(node):
-    node.append(eni.EniAdopted(facts=eni_facts(2, 30), managed=True, origin="found", table=3))
+    safe = eni_facts(2, 30, delete_on_termination=True)
+    node.append(eni.EniAdopted(facts=safe, managed=True, origin="found", table=3))
     for number in (7, 5, 6):
         adopt(node, number)
     assert wanted(node) == [("attach", "eni-5", 1), ("attach", "eni-6", 3), ("attach", "eni-7", 4)]
