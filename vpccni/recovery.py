@@ -58,6 +58,7 @@ from vpccni.model import (
     SandboxKey,
     Stamp,
 )
+from vpccni.planner.decide_leases import same_netns
 from vpccni.projections.leases import Lease
 from vpccni.projections.state import State
 
@@ -71,7 +72,9 @@ _DIGITS: Final = 11
 """Hexadecimal digits at the end of a host veth's name (``host_veth_name``)."""
 
 
-def judge(state: State, evidence: Evidence, now: Stamp, veth_prefix: str) -> Verdict:
+def judge(
+    state: State, evidence: Evidence, now: Stamp, veth_prefix: str, *, known_head: int | None = None
+) -> Verdict:
     """Compare all sources with the log, and say what is to be opened, ended or explained.
 
     Args:
@@ -79,8 +82,12 @@ def judge(state: State, evidence: Evidence, now: Stamp, veth_prefix: str) -> Ver
         evidence: What one search found. Its ``kernel`` must be there.
         now: The instant of the search; older evidence than this boot proves no life.
         veth_prefix: How the names of the original's host veths begin.
+        known_head: The newest event that the log had when this agent opened it, where the agent's own first events
+            must not count: an export up to a later one shows that the log is an old copy. ``None``: all count.
     """
-    return _Judge(state, evidence, now, veth_prefix).verdict()
+    return _Judge(
+        state, evidence, now, veth_prefix, state.head if known_head is None else known_head
+    ).verdict()
 
 
 class KnownVeths:
@@ -133,8 +140,11 @@ class _Known:
 class _Judge:
     """One comparison. Claims are collected by address: the first that is entered has it."""
 
-    def __init__(self, state: State, evidence: Evidence, now: Stamp, veth_prefix: str) -> None:
+    def __init__(
+        self, state: State, evidence: Evidence, now: Stamp, veth_prefix: str, known_head: int
+    ) -> None:
         self._state = state
+        self._known_head = known_head
         self._evidence = evidence
         self._prefix = veth_prefix
         self._boot_ns = now.wall_ns - now.boottime_ns - _BOOT_SLACK_NS
@@ -210,7 +220,7 @@ class _Judge:
         return rest is not None and rest.key == key and told_ns <= rest.ended.wall_ns
 
     def _rows_of(self, file: CheckpointFile) -> Iterator[Row]:
-        if file.log_id and file.log_id == self._state.log_id and file.seq <= self._state.head:
+        if file.log_id and file.log_id == self._state.log_id and file.seq <= self._known_head:
             return  # Our own export: the log knows all that is in it, and more.
         if file.boot_id and file.boot_id != self._boot_id:
             self._notes.append(f"{file.path}: our export of another boot")
@@ -269,11 +279,11 @@ class _Judge:
         cached, row = self._cached_of(veth, address), self._row_of(veth, address)
         key, pod, since_ns, evidence = None, PodRef(), 0, [KERNEL]
         if row is not None:
-            key = None if row.key.network == HOLD_NETWORK else row.key
+            key = _real(row.key)
             pod, since_ns = row.pod, row.allocated_ns
             evidence.append(CHECKPOINT)
         if cached is not None:
-            key, pod = cached.key, _fuller(cached.pod, pod)
+            key, pod = _real(cached.key) or key, _fuller(cached.pod, pod)
             since_ns = since_ns or cached.modified_ns
             evidence.insert(1, RUNTIME_CACHE)
         if is_our_alias(veth.alias):
@@ -355,7 +365,7 @@ class _Judge:
                 cached.key,
                 address,
                 Claim(
-                    key=cached.key,
+                    key=_real(cached.key),
                     pod=cached.pod,
                     address=address,
                     table=self._tables.get(address, MAIN_TABLE),
@@ -372,7 +382,7 @@ class _Judge:
             row.key,
             row.address,
             Claim(
-                key=None if row.key.network == HOLD_NETWORK else row.key,
+                key=_real(row.key),
                 pod=row.pod,
                 address=row.address,
                 table=self._tables.get(row.address, MAIN_TABLE),
@@ -380,7 +390,7 @@ class _Judge:
                 origin="imported",
                 evidence=(CHECKPOINT,),
                 since_ns=row.allocated_ns,
-                detail="an address that was held before" if row.key.network == HOLD_NETWORK else "",
+                detail="" if _real(row.key) else "a row of the checkpoint holds it, without a sandbox's key",
             ),
             "a row of the checkpoint",
         )
@@ -444,13 +454,20 @@ class _Judge:
         """Whether the sandbox behind a veth is the one that the log has."""
         if lease.wired is not None and veth.alias and veth.alias == lease.wired.alias:
             return True
+        if lease.wired is None and not lease.is_hold:
+            # It may be wired just now, and its record may ride along with the next batch.
+            is_its_veth = (
+                veth.alias == alias_of(lease.key) if veth.alias else veth.mac == host_mac_of(lease.key)
+            )
+            if is_its_veth:
+                return True
         if key is not None and not lease.is_hold:
             if not is_made_up(key):
                 return key == lease.key
             # Of such a key only the container id is real, if that: it contradicts nobody.
             if key.container_id == lease.key.container_id:
                 return True
-        if veth.netns and lease.netns == veth.netns:
+        if veth.netns and lease.netns and same_netns(lease.netns, veth.netns):
             return True
         if lease.is_unseen and not veth.alias and _digits_of(lease.pod) == veth.ifname[-_DIGITS:]:
             return True
@@ -514,6 +531,11 @@ def _fuller(first: PodRef, second: PodRef) -> PodRef:
     if first.name and second.name and (first.namespace, first.name) != (second.namespace, second.name):
         return first
     return PodRef(first.namespace or second.namespace, first.name or second.name, first.uid or second.uid)
+
+
+def _real(key: SandboxKey) -> SandboxKey | None:
+    """A key that a call may name; ``None`` for our own exports of holds, and for rows without a container id."""
+    return None if key.network == HOLD_NETWORK or not key.container_id else key
 
 
 def _digits_of(pod: PodRef) -> str:

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.projections.node import MORNING, SECOND, Node, eni_facts, key_of
 from vpccni.checkpoint import HOLD_NETWORK
 from vpccni.datapath.names import alias_of, host_mac_of, host_veth_name
-from vpccni.errors import Refused
+from vpccni.errors import Reason, Refused
 from vpccni.events import sandbox
 from vpccni.events.adoption import NodeSurveyed
 from vpccni.events.effect import EffectIntended
@@ -25,6 +25,7 @@ from vpccni.evidence import (
 from vpccni.model import Address, Cidr, EniId, LeaseId, Mac, PodRef, SandboxKey, Stamp
 from vpccni.planner import commands as c
 from vpccni.planner.doctor import examine
+from vpccni.projections.snapshot import picture
 from vpccni.projections.state import State
 from vpccni.recovery import KnownVeths, judge
 
@@ -627,3 +628,108 @@ def test_a_veth_of_a_lease_that_has_ended_is_nobodys(node):
     assert (verdict.claims, verdict.unexplained) == ((), ())
     node.ask(c.NoteUnwired(tuple(node.state.standing)))
     assert is_known(ours("web", address), node.state), "it was seen just before it was gone"
+
+
+# -- what an attack on it found ---------------------------------------------------------------------
+
+
+def test_a_pod_without_a_rule_yet_is_routed_by_the_table_of_its_eni():
+    """A plugin of the original is still at work on a secondary ENI that the log knows: 1536 comes last."""
+    node = Node().start(eni_facts(0, 10), eni_facts(1, 10))
+    node.now = NOW
+    node.append(NodeSurveyed(why="new_log"))
+    verdict = judged(evidence(rows=[row(address="10.0.1.10")]), node.state)
+    node.ask(c.TakeSurvey(why="unknown_veth", verdict=verdict))
+    (held,) = node.state.leases.values()
+    assert (held.bindings[0].eni, held.bindings[0].table) == ("eni-1", 2)
+
+
+def test_a_row_without_a_container_id_is_a_hold_and_leaves_nothing_behind_when_it_ends():
+    """It looped: a key that no lease had stayed in the index, and every search met it again."""
+    half = row(key=SandboxKey("aws-cni", "", "eth0"), pod=PodRef())
+    node = surveyed(evidence(rows=[half]))
+    (held,) = node.state.leases.values()
+    assert held.is_hold
+    node.boot("boot-2")
+    assert (node.state.leases, node.state.by_key) == ({}, {})
+    assert examine(node.state) == []
+
+
+def test_an_old_copy_of_the_log_is_told_although_the_agent_has_written_since(node):
+    """1. An old copy is brought back.  2. The agent's own first events lift its head over the export's."""
+    node.state.log_id = "ours"
+    opened_head = int(node.state.head)
+    newer = evidence(rows=[row(address="10.0.0.12")], log_id="ours", seq=opened_head + 1, boot_id="boot-1")
+    node.ask(c.StartAgent(boot_id="boot-1", version="1"))
+    node.ask(c.StartAgent(boot_id="boot-1", version="1"))
+    assert judge(node.state, newer, NOW, "eni").claims == ()
+    claims = judge(node.state, newer, NOW, "eni", known_head=opened_head).claims
+    assert [claim.address for claim in claims] == ["10.0.0.12"]
+
+
+def test_a_lease_that_was_opened_while_the_node_was_searched_does_not_end_by_that_search(node):
+    lease(node, "old")
+    address = node.lease("old").bindings[0].address
+    veth = ours("web", address, ifindex=9, netns="/var/run/netns/cni-9")
+    verdict = judged(evidence(veths=[veth]), node.state)
+    assert verdict.endings
+    node.ask(c.TakeSurvey(why="unknown_veth", verdict=verdict, seen_head=int(node.lease("old").id) - 1))
+    assert node.state.lease_of(key_of("old")) is not None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"alias": "", "mac": host_mac_of(key_of("web"))}, {"alias": "", "netns": "/var/run/netns/x"}],
+    ids=["by its alias", "by its MAC", "by its namespace under another spelling"],
+)
+def test_a_lease_that_is_wired_just_now_is_not_ended_by_its_own_veth(node, fields):
+    """Its ``SandboxWired`` rides along with the next batch; the network may have another name than ours."""
+    key = SandboxKey("other-name", "container-web", "eth0")
+    node.ask(c.Add(key=key, pod=WEB, netns="/run/netns/x"))
+    held = node.state.lease_of(key)
+    assert held is not None
+    mac = {"mac": host_mac_of(key)} if fields.get("mac") else {}
+    address = held.bindings[0].address
+    veth = msgspec.structs.replace(ours("web", address), **(fields | mac))
+    assert judged(evidence(veths=[veth]), node.state).endings == ()
+
+
+def test_a_snapshot_keeps_the_veths_of_ended_leases_whose_address_is_in_use_again(node):
+    lease(node, "web")
+    address = node.lease("web").bindings[0].address
+    node.delete("web")
+    assert node.state.standing
+    node.ask(c.TakeSurvey(why="older_log", verdict=judged(evidence(veths=[ours("b", address)]), node.state)))
+    assert address in node.state.by_address
+    assert node.restored().standing.keys() == node.state.standing.keys()
+    assert picture(node.restored()) == picture(node.state)
+
+
+def test_beside_another_agent_no_add_is_answered_with_a_lease(node):
+    lease(node, "web")
+    node.ask(c.NoteOtherAgent(is_alive=True, detail="its socket answers"))
+    refused = Refused(Reason.ANOTHER_AGENT, "its socket answers")
+    answer = node.decide(c.Add(key=KEY, pod=WEB, netns="/n"), refusing=refused)
+    assert answer == refused
+
+
+def test_a_time_that_is_after_now_says_nothing_and_a_spooled_del_still_finds_the_lease():
+    """1. A pod gets its address.  2. The wall clock is set back.  3. Its DEL is spooled."""
+    node = surveyed(evidence(rows=[row(allocated_ns=NOW.wall_ns + 900 * SECOND)]))
+    node.ask(
+        c.EndLease(
+            key=KEY,
+            cause="del",
+            written_boot_id="boot-1",
+            written_boottime_ns=NOW.boottime_ns - 5 * SECOND,
+        )
+    )
+    assert not node.state.leases
+
+
+def test_what_another_one_wrote_is_imported_and_its_time_counts_also_when_nobody_new_is_found(node):
+    found = evidence(rows=[], log_id="", seq=0)
+    node.ask(c.TakeSurvey(why="foreign_checkpoint", verdict=judged(found, node.state)))
+    assert node.state.imported is not None
+    assert node.state.survey is not None
+    assert node.state.survey.last_use is not None

@@ -374,7 +374,7 @@ class Agent:
         log_id = f"{self._log_ids.getrandbits(128):032x}"
         await self.writer.submit(c.StartAgent(boot_id=boot_id, version=__version__, log_id=log_id))
         await self.writer.submit(c.Observe(PolicyObserved(settings=effective(self.settings))))
-        await self.recovery.begin(is_lost=start.is_lost)
+        await self.recovery.begin(is_lost=start.is_lost, opened_head=int(start.head))
         if not self.recovery.is_done:
             self.readiness.not_serving = None  # What holds us back is told by the recovery.
 
@@ -389,7 +389,8 @@ class Agent:
         state = self.writer.state
         if state.survey is None or not self.recovery.is_done:
             # New to this log or this machine, or another agent's: nothing is changed before that is settled.
-            self.recovery.wake()
+            if self.recovery.is_done:
+                self.recovery.search_again()
             return
         if state.instance is None:
             if self.readiness.not_serving is not None:

@@ -105,6 +105,7 @@ class Recovery:
         self._on_done = on_done
         self._on_unlisted = on_unlisted
         self._is_lost = False
+        self._opened_head: int | None = None
         self._wake = asyncio.Event()
         self._unknown: dict[int, tuple[LinkSeen, float]] = {}
         self._pending = ""
@@ -117,13 +118,14 @@ class Recovery:
 
     # -- at the start -----------------------------------------------------------------------------
 
-    async def begin(self, *, is_lost: bool) -> None:
+    async def begin(self, *, is_lost: bool, opened_head: int) -> None:
         """Confirm the log, or search the node. Returns also when another agent lives: ``run`` goes on then.
 
         Args:
             is_lost: The log is new although there was one here.
+            opened_head: The newest event of the log as it was opened, before this agent's own.
         """
-        self._is_lost = is_lost
+        self._is_lost, self._opened_head = is_lost, opened_head
         self._readiness.hold = Refused(Reason.RECOVERING, "the node is searched for living pods")
         await self._look_once()
 
@@ -240,7 +242,7 @@ class Recovery:
         if self.is_done and not was_here:
             return ""
         files = await self._checkpoints.read()
-        why = _why_of(files[0], self._clock.now(), state.log_id, state.head, self._imported())
+        why = _why_of(files[0], self._clock.now(), state.log_id, self._known_head(), self._imported())
         # The other one may have served since, also where its file is gone: a reboot takes that away.
         return why or ("handed_back" if state.mode != "serve" else "")
 
@@ -258,6 +260,11 @@ class Recovery:
                 is_any = True
         return is_any
 
+    def _known_head(self) -> int:
+        """Up to where the log is known to be whole: until it is confirmed, this agent's own events do not count."""
+        head = self._writer.state.head
+        return head if self._opened_head is None else min(head, self._opened_head)
+
     def _imported(self) -> str:
         imported = self._writer.state.imported
         return imported.digest if imported is not None else ""
@@ -268,11 +275,18 @@ class Recovery:
         loop = asyncio.get_running_loop()
         started = loop.time()
         is_first, was_done = self._writer.state.survey is None, self.is_done
+        seen_head = int(self._writer.state.head)
         evidence = await self.gather()
-        verdict = judge(self._writer.state, evidence, self._clock.now(), self._veth_prefix)
+        verdict = judge(
+            self._writer.state,
+            evidence,
+            self._clock.now(),
+            self._veth_prefix,
+            known_head=self._known_head(),
+        )
         if is_first and not await self._may_take_over(evidence, verdict):
             return
-        await self._writer.submit(c.TakeSurvey(why=why, verdict=verdict))
+        await self._writer.submit(c.TakeSurvey(why=why, verdict=verdict, seen_head=seen_head))
         self._unknown.clear()
         self._pending = ""
         _log.info(
@@ -395,8 +409,14 @@ class Recovery:
 
     # -- what follows -----------------------------------------------------------------------------
 
+    def search_again(self) -> None:
+        """The log turned out to be about another machine: who lives here is not known, and nothing is changed."""
+        self.is_done = False
+        self._hold(Refused(Reason.RECOVERING, "the node is searched for living pods"))
+        self._wake.set()
+
     async def _finish(self) -> None:
-        was_done, self.is_done = self.is_done, True
+        was_done, self.is_done, self._opened_head = self.is_done, True, None
         self._hold(None)
         if not was_done:
             await self._on_done()

@@ -302,8 +302,12 @@ class CniService:
             key=call.key, cause="del", sources=("runtime",), addresses=call.addresses, netns=call.netns
         )
         lease = find_lease(state, end)
+        if lease is None and self._readiness.hold is not None:
+            # A search may be about to find this sandbox: the DEL is carried out when that is over.
+            await self._spool.write(body, self._clock.now())
+            return
         async with asyncio.TaskGroup() as group:
-            if lease is not None:
+            if lease is not None and state.other_agent is None:
                 group.create_task(self._unwire(lease), name=f"unwire {call.key.container_id}")
             refused = await self._record_end(end, body)
         if refused is not None:

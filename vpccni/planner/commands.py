@@ -233,10 +233,13 @@ class TakeSurvey(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         why: See ``NodeSurveyed.why``.
         is_repeated_anyway: Record it also when nothing is new.
+        seen_head: The newest event when the search began; 0 when that does not matter. A lease that was opened since
+            does not end by it.
     """
 
     why: str
     verdict: Verdict
+    seen_head: int = 0
     is_repeated_anyway: bool = False
 
 

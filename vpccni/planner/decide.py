@@ -15,7 +15,7 @@ from vpccni.planner import commands as c
 from vpccni.planner import decide_leases, decide_machine
 from vpccni.planner.commands import PREVIOUS
 from vpccni.planner.reconcile import adopt_left_behind, compare_with_ec2
-from vpccni.planner.view import ADDRESS_KINDS, SIDE_KINDS, busy_with, is_cidr_free
+from vpccni.planner.view import ADDRESS_KINDS, SIDE_KINDS, busy_with, is_cidr_free, is_leased
 from vpccni.projections.enis import Eni
 from vpccni.projections.state import State
 
@@ -247,7 +247,8 @@ def _consequences(state: State, wanted: effect.EffectIntended, outcome: c.Confir
             owned = address.CidrsOwned(eni=wanted.eni, cidrs=fresh, source=outcome.how)
             return [(owned, PREVIOUS)] if fresh else []
         case "unassign" if held is not None:
-            gone = tuple(cidr for cidr in wanted.cidrs if cidr in held.cidrs)
+            # What a search has found in use since stays in the books: EC2's reading decides on it.
+            gone = tuple(cidr for cidr in wanted.cidrs if cidr in held.cidrs and not is_leased(state, cidr))
             released = address.CidrsReleased(eni=wanted.eni, cidrs=gone, source=outcome.how)
             return [(released, PREVIOUS)] if gone else []
         case "detach" if held is not None and held.phase == "attached":

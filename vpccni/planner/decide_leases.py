@@ -17,6 +17,8 @@ from vpccni.projections.state import State
 
 def add(state: State, command: c.Add, now: Stamp, context: c.Context) -> c.Answer:
     """An ADD: the lease that its sandbox has, else a free address, else waiting or a refusal."""
+    if state.other_agent is not None and context.refusing is not None:
+        return context.refusing  # Also a sandbox that has its lease: nothing is wired beside another agent.
     held = state.lease_of(command.key)
     if held is not None:
         return c.Decision((), held.id)

@@ -141,7 +141,8 @@ def take_survey(state: State, command: c.TakeSurvey, now: Stamp) -> c.Answer:
     over: set[LeaseId] = set()
     for ending in verdict.endings:
         lease = state.leases.get(ending.lease)
-        if lease is not None:
+        # A lease that was opened while the node was searched is newer than what the search saw.
+        if lease is not None and (not command.seen_head or lease.id <= command.seen_head):
             over.add(lease.id)
             events.append(ended(lease, ending.cause, ending.sources))
     opened = _openings(state, verdict.claims, over, now, first=state.head + len(events) + 1)
@@ -177,7 +178,7 @@ def take_survey(state: State, command: c.TakeSurvey, now: Stamp) -> c.Answer:
             0,
         )
         for file in verdict.imported
-        if file.log_id != state.log_id or not state.log_id
+        if file.card == 0 and (file.log_id != state.log_id or not state.log_id)
     ]
     in_use = [claim.address for claim in verdict.claims]
     events += _abandoned(state, in_use, {claim.table for claim in verdict.claims})
@@ -260,7 +261,9 @@ def _is_taken(state: State, claim: Claim, over: set[LeaseId]) -> bool:
 
 def _opening(claim: Claim, bindings: tuple[Binding, ...], now: Stamp, *, is_hold: bool) -> Event:
     """The event that opens a claim. Without a time of its own it is as old as this boot."""
-    since = stamp_of(claim.since_ns or now.wall_ns - now.boottime_ns, now)
+    # A time after now was told by a clock that was set back since: it says nothing.
+    told_ns = claim.since_ns if 0 < claim.since_ns <= now.wall_ns else now.wall_ns - now.boottime_ns
+    since = stamp_of(told_ns, now)
     if is_hold or claim.key is None:
         return sandbox.AddressHeld(
             bindings=bindings,
@@ -292,18 +295,20 @@ def stamp_of(wall_ns: int, now: Stamp) -> Stamp:
 
 def binding_of(claim: Claim, state: State, owners: Owners) -> Binding:
     """Where the packets of a claim go; its ENI when the log knows who owns the address."""
-    card, device = device_of_table(claim.table)
+    table = claim.table
+    card, device = device_of_table(table)
     found = owners.of(claim.address)
     if found is not None:
         held = state.enis[found]
-        card, device = held.card, held.device
+        # A pod that is still being wired has no rule yet that would tell its table.
+        card, device, table = held.card, held.device, held.table or table
     return Binding(
         family=6 if ":" in claim.address else 4,
         address=claim.address,
         eni=found or EniId(""),
         card=card,
         device=device,
-        table=claim.table,
+        table=table,
     )
 
 

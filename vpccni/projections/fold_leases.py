@@ -121,7 +121,7 @@ def _lease_ended(state: State, record: Record, event: sandbox.LeaseEnded) -> Non
     lease = state.leases.pop(event.lease, None)
     if lease is None:
         raise InvariantBrokenError(f"event {record.seq} ends lease {event.lease}, which is not open")
-    if not lease.is_hold:
+    if state.by_key.get(lease.key) == lease.id:
         del state.by_key[lease.key]
     state.unlocated.pop(lease.id, None)
     rest = Rest(

@@ -47,7 +47,7 @@ def snapshot_of(state: State) -> tuple[Record, ...]:
     for lease in state.leases.values():
         for record in lease.records.values():
             keep(record)
-    for rest in state.rests.values():
+    for rest in (*state.rests.values(), *state.standing.values()):
         for record in rest.records.values():
             keep(record)
     for intent in state.intents.values():
@@ -132,6 +132,7 @@ def picture(state: State) -> dict[str, Any]:
             key: [rest.lease, _plain(rest.ended), rest.is_standing]
             for key, rest in sorted(state.rests.items())
         },
+        "standing": sorted(state.standing),
         "intents": {
             str(key): [_plain(intent.intended), _plain(intent.unknown)]
             for key, intent in sorted(state.intents.items())

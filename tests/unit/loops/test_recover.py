@@ -485,3 +485,21 @@ def test_our_export_of_another_boot_and_anothers_old_file_say_nothing():
 def test_aliases_are_those_of_the_sandboxes():
     """What the tests above build on."""
     assert alias_of(key_of("pod")) == "vpccni:pod:eth0"
+
+
+def test_a_del_that_comes_before_the_search_has_an_end_is_carried_out_after_it():
+    """It was answered with success, and the search that was under way opened the lease again."""
+
+    async def scenario():
+        rig = await with_predecessor(3)
+        rig.kernel.survey_refusal = "Operation not permitted [EPERM]"
+        await rig.start()
+        assert (await rig.cni("DEL", "old-1"))[0] == 200
+        assert len(await rig.spool.entries()) == 1
+        rig.kernel.survey_refusal = ""
+        await rig.ready(30)
+        assert rig.lease("old-1") is None
+        assert rig.lease("old-0") is not None
+        await rig.stop()
+
+    run_virtual(scenario())
