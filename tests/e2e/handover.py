@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +27,6 @@ from vpccni.lab.ledger import Sandbox
 from vpccni.lab.runtime import CniError, Runtime
 
 DEBIAN_PLUGINS: Final = Path("/usr/lib/cni")
-PATIENCE_S: Final = 15.0
 ADDRESSES: Final = 9
 """Of each ENI besides its own: all that an m5.large takes, so that the pool cannot grow."""
 FLOWING: Final = ("web-0", "web-1")
@@ -70,7 +67,7 @@ class Handover:
     # -- what is there ----------------------------------------------------------------------------
 
     async def furnish(self) -> None:
-        """Pods of the original on both ENIs, dead ones of which the rows and rules are left, half-wired ones."""
+        """Pods of the original on both ENIs, dead ones with rows and rules, half-wired ones, other leftovers."""
         self.host = await self.lab.add_node("b", "m5.large", subnet=1)
         shutil.copy(DEBIAN_PLUGINS / "portmap", self.node.places.bin)
         stub = self.node.places.bin / "egress-cni"
@@ -82,6 +79,11 @@ class Handover:
             await self._end_sandbox(self.stage.pods[name])
         for name, device, until in (("late-0", 0, "create_veth"), ("late-1", 1, "pod_address")):
             await self._add_half(name, device, until)
+        # Addresses that nobody has: a pod of before, and one of when the address was on the other ENI.
+        leftovers = [f"to {self.stage.free_address(device)} lookup main" for device in (0, 1)]
+        script = [f"ip rule add pref 512 {leftover}" for leftover in leftovers]
+        script.append(f"ip rule add pref 1536 from {self.stage.free_address(0)} lookup 2")
+        wiring.run_in(self.node.namespace.path, "\n".join(script))
         self._calls_before = len(self.lab.region.journal)
 
     def ec2_changes(self) -> list[str]:
@@ -262,17 +264,6 @@ class Handover:
     async def status(self) -> Any:
         """What the agent says of itself."""
         return await self.node.client.get("/v1/status")
-
-
-async def wait_until(is_true: Callable[[], bool | Awaitable[bool]], what: str) -> None:
-    """Wait for a condition; the test fails when it does not come true."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        found = is_true()
-        if found if isinstance(found, bool) else await found:
-            return
-        assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: {what}"
-        await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.e2e.handover import wait_until
+from tests.e2e.waiting import wait_until
 from tests.libcni import ORIGINAL_CONFLIST
 from tests.original import wiring
 from tests.original.stage import OriginalStage, original_stage
@@ -26,15 +26,15 @@ BPF = Path("/sys/fs/bpf")
 PODS = ("web-0", "web-1", "db-0")
 
 
-_PATIENT_AGENT = """
+_AGENT = """
 import sys
 from vpccni.loops import recover
-recover.NAMES_PATIENCE_S = 10.0
+recover.LOOK_PERIOD_S, recover.QUIET_S, recover.NAMES_PATIENCE_S = 0.3, 1.0, 10.0
 from vpccni.__main__ import main
 sys.argv[0] = "vpccni"
 sys.exit(main())
 """
-"""The agent, to which an API server on a loaded machine answers in time."""
+"""The agent, which looks more often, and waits until an API server on a loaded machine has answered."""
 
 
 class Foreign:
@@ -84,7 +84,7 @@ class Foreign:
 @asynccontextmanager
 async def foreign_node() -> AsyncIterator[Foreign]:
     async with original_stage(pods=PODS) as stage:
-        stage.lab.agent_program = ("-c", _PATIENT_AGENT, "agent")
+        stage.lab.agent_program = ("-c", _AGENT, "agent")
         yield Foreign(stage)
 
 

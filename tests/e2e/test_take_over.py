@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 from functools import partial
 
 import pytest
 
-from tests.e2e.handover import FLOWING, Handover, handover, wait_until
+from tests.e2e.handover import FLOWING, Handover, handover
+from tests.e2e.waiting import wait_until
 from tests.original import wiring
 from tests.original.host import Settings
 from vpccni.lab.audit import replay, secondaries
@@ -15,7 +17,8 @@ from vpccni.lab.ledger import Sandbox
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
-SETTINGS = {"MAX_ENI": "2", "IP_COOLDOWN_PERIOD": "2"}
+COOLDOWN_S = 2
+SETTINGS = {"MAX_ENI": "2", "IP_COOLDOWN_PERIOD": str(COOLDOWN_S)}
 FIREWALLS = {
     "iptables-nft": Settings(connmark="iptables"),
     "iptables-nft and nftables": Settings(connmark="nft"),
@@ -41,7 +44,7 @@ async def test_connections_live_through_take_over_hand_back_and_return(settings)
         await clean_up(it)
         await come_back(it, gone=new[0], replaced=new[1])
 
-        assert min(it.flows.close()) > 0
+        it.flows.finish()
         assert set(secondaries(it.lab, it.node)) == owned
         assert it.ec2_changes() == []
         assert (await replay(it.node.places.events, "verify"))[0] == 0
@@ -69,29 +72,30 @@ async def finish_late_plugins(it: Handover) -> None:
         await it.check_reachable((it.stage.sandboxes[pod.row.name], pod.address) for pod in late)
 
 
-async def delete_pods_of_the_original(it: Handover) -> list[str]:
-    """One of each ENI by containerd, one of each by CRI-O: nothing is left of them."""
+async def delete_pods_of_the_original(it: Handover) -> dict[str, float]:
+    """One of each ENI by containerd, one of each by CRI-O: nothing is left of them. When each address was freed."""
     ways = {
         "db-0": it.delete_as_containerd,
         "db-1": it.delete_as_containerd,
         "db-2": it.delete_as_crio,
         "db-3": it.delete_as_crio,
     }
-    freed = []
+    freed: dict[str, float] = {}
     async with it.phase("DELs"):
         for name, delete in ways.items():
             pod = it.stage.pods.pop(name)
+            freed[pod.address] = time.time()
             await delete(pod)
             assert it.paths_of(pod.address) == [], name
-            freed.append(pod.address)
     return freed
 
 
-async def use_again(it: Handover, freed: list[str]) -> list[Sandbox]:
+async def use_again(it: Handover, freed: dict[str, float]) -> list[Sandbox]:
     """Nothing else is free, so they wait for the cooldown. A rule that the original left is found and healed."""
     async with it.phase("re-use"):
         again = await it.add("again", len(freed))
         assert {pod.address for pod in again} == set(freed)
+        assert min(pod.added_at - freed[pod.address] for pod in again) >= COOLDOWN_S
         stale = again[0].address
         wiring.run_in(it.node.namespace.path, f"ip rule add pref 512 to {stale} lookup main")
         await wait_until(lambda: it.is_ours(stale), "the stale rule goes")

@@ -6,11 +6,9 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -251,19 +249,19 @@ async def original_stage(
     """A lab with one node that the original serves. Pods alternate between its two ENIs."""
     if not any(place.is_file() for place in PLUGIN_PLACES):
         pytest.skip("the CNI executable is not built: make plugin")
-    build_directory().mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="test-original-", dir=build_directory()) as made:
-        async with Lab("o", directory=Path(made), latency_s={}, timing=TIMING) as lab:
-            stage = OriginalStage(lab, await lab.add_node("a", "m5.large"), settings)
-            await stage.furnish(addresses)
-            await stage.serve_api()
-            try:
-                for number, name in enumerate(pods):
-                    await stage.add_pod(name, device=number % 2)
-                yield stage
-            finally:
-                stage.original.stop()
-                await stage.runner.cleanup()
+    # One place for all: what a test that was killed has left there and in /tmp goes with the next one.
+    directory = build_directory() / "original"
+    async with Lab("o", directory=directory, latency_s={}, timing=TIMING) as lab:
+        stage = OriginalStage(lab, await lab.add_node("a", "m5.large"), settings)
+        await stage.furnish(addresses)
+        await stage.serve_api()
+        try:
+            for number, name in enumerate(pods):
+                await stage.add_pod(name, device=number % 2)
+            yield stage
+        finally:
+            stage.original.stop()
+            await stage.runner.cleanup()
 
 
 def said(done: Completed) -> dict[str, Any]:

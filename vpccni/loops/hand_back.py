@@ -19,6 +19,7 @@ from vpccni.ports import Imds
 _log = structlog.get_logger("hand_back")
 
 PERIOD_S: Final = 2.0
+_NOT_ASKED: Final = "the first answer of IMDS"
 
 
 class HandBack:
@@ -37,11 +38,11 @@ class HandBack:
         self._behind = behind
         self._wake = asyncio.Event()
         self._missing: list[str] = []
-        self._problem = "not looked at yet"
+        self._problem = _NOT_ASKED
 
     def wake(self) -> None:
         """The mode has changed."""
-        self._problem = "not looked at yet"
+        self._problem = _NOT_ASKED
         self._wake.set()
 
     def progress(self) -> dict[str, Any] | None:
