@@ -16,7 +16,7 @@ Section = Callable[[bool], Awaitable[list[Any]]]
 
 def sections() -> dict[str, Section]:
     """Name and measurement, in the order in which they run. Imported late: a world is entered before."""
-    from bench import cold, durable, footprint, pieces, start, warm
+    from bench import cold, durable, footprint, pieces, recovery, start, warm
 
     return {
         "warm": warm.one_at_a_time,
@@ -25,6 +25,7 @@ def sections() -> dict[str, Section]:
         "start": start.starts,
         "million": start.million,
         "restart": start.restarts,
+        "recovery": recovery.recovery,
         "cold": cold.burst,
         "churn": cold.churn,
         "footprint": footprint.footprint,
@@ -41,6 +42,7 @@ SECTIONS = (
     "start",
     "million",
     "restart",
+    "recovery",
     "cold",
     "churn",
     "footprint",

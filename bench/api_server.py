@@ -10,10 +10,10 @@ import datetime
 import ipaddress
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -47,15 +47,24 @@ def furnish_run(scratch: Path) -> None:
 
 
 @asynccontextmanager
-async def api_server(node: Namespace, pods: int) -> AsyncIterator[None]:
-    """Serve the agent of one node, whose capacity is ``pods`` pods."""
+async def api_server(
+    node: Namespace, pods: int, living: Mapping[str, str] | None = None
+) -> AsyncIterator[None]:
+    """Serve the agent of one node.
+
+    Args:
+        node: Where the agent is.
+        pods: The node's capacity.
+        living: The pods that are there: address by name, all in the namespace ``bench``.
+    """
+    items = [_pod(name, address) for name, address in (living or {}).items()]
 
     async def answer(request: web.Request) -> web.Response:
         if request.path.startswith("/api/v1/nodes/"):
             capacity = {"capacity": {"pods": str(pods)}}
             return web.json_response({"kind": "Node", "apiVersion": "v1", "status": capacity})
         return web.json_response(
-            {"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []}
+            {"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}
         )
 
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -69,6 +78,14 @@ async def api_server(node: Namespace, pods: int) -> AsyncIterator[None]:
         yield
     finally:
         await runner.cleanup()
+
+
+def _pod(name: str, address: str) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "namespace": "bench", "uid": f"uid-of-{name}"},
+        "spec": {},
+        "status": {"phase": "Running", "podIPs": [{"ip": address}]},
+    }
 
 
 def _make_certificate(certificate: Path, key: Path) -> None:

@@ -98,15 +98,17 @@ class Pod:
         namespaces.run_in(self.netns, set_loopback_up)
         self.container_id = uuid.uuid4().hex + uuid.uuid4().hex
         self.host_ifname = ""
+        self.result: dict[str, Any] = {}
         self.arguments = (
             f"IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME={name};"
             f"K8S_POD_INFRA_CONTAINER_ID={self.container_id};K8S_POD_UID={uuid.uuid4()}"
         )
 
     def learn(self, child: Child) -> None:
-        """Remember the host's end of the veth from an ADD's result."""
+        """Remember an ADD's result, and the host's end of the veth from it."""
         if child.status == 0:
-            self.host_ifname = json.loads(child.said)["interfaces"][0]["name"]
+            self.result = json.loads(child.said)
+            self.host_ifname = self.result["interfaces"][0]["name"]
 
     def remove(self) -> None:
         """Remove the namespace; nothing runs in it."""
@@ -158,6 +160,14 @@ class Launcher:
             for pid, child in children.items():
                 pods[pid].learn(child)
         return {**_answer(list(children.values())), "last_ms": (last - began) / 1e6}
+
+    def results(self, names: list[str]) -> Answer:
+        """What the ADDs of these pods were answered, as a runtime would keep it."""
+        pods = {name: self._pods[name] for name in names}
+        return {
+            name: {"container_id": pod.container_id, "netns": pod.netns.path, "result": pod.result}
+            for name, pod in pods.items()
+        }
 
     def cycle(self, side: str) -> Answer:
         """One pod's whole life: the times of its ADD and its DEL; nothing is left when this returns."""

@@ -174,19 +174,33 @@ async def on_node(
     node = await lab.add_node(name, instance_type)
     await lab.start_agent(node, environment)
     await lab.wait_ready(node)
+    async with launcher_on(lab, node, node) as bench:
+        if addresses:
+            await bench.wait_addresses(addresses)
+        yield bench
+
+
+@asynccontextmanager
+async def launcher_on(lab: Lab, node: LabNode, like: LabNode) -> AsyncIterator[Bench]:
+    """Put a launcher on a node, and kill the node's agent at the end.
+
+    Args:
+        lab: Whose node it is.
+        node: Where.
+        like: A node whose agent has installed its conflist: the node itself, or, when no agent has run there yet,
+            another one.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-", dir=node.places.root) as scratch:
         launcher = await spawn_in(
             node.namespace,
-            [sys.executable, "-m", "bench.launcher", scratch, json.dumps(_sides(node, Path(scratch)))],
+            [sys.executable, "-m", "bench.launcher", scratch, json.dumps(_sides(node, Path(scratch), like))],
             stdin=True,
             cwd=ROOT,
         )
         async with launcher:
-            bench = Bench(lab, node, launcher)
-            if addresses:
-                await bench.wait_addresses(addresses)
-            yield bench
-            await lab.kill_agent(node)
+            yield Bench(lab, node, launcher)
+            if node.agent is not None:
+                await lab.kill_agent(node)
             if launcher.stdin is not None:
                 launcher.stdin.close()
 
@@ -207,8 +221,9 @@ def raise_failures(what: str, answers: Iterable[dict[str, Any]]) -> None:
             raise BenchError(f"{what}: {answer['failed'][0]}")
 
 
-def _sides(node: LabNode, scratch: Path) -> dict[str, Any]:
-    conflist = json.loads(next(iter(sorted(node.places.conf.glob("*.conflist")))).read_text())
+def _sides(node: LabNode, scratch: Path, like: LabNode) -> dict[str, Any]:
+    installed = next(iter(sorted(like.places.conf.glob("*.conflist")))).read_text()
+    conflist = json.loads(installed.replace(str(like.places.run), str(node.places.run)))
     ours = {
         **conflist["plugins"][0],
         "name": conflist["name"],
@@ -218,8 +233,8 @@ def _sides(node: LabNode, scratch: Path) -> dict[str, Any]:
     ours.pop("capabilities", None)
     sides = {
         "ours": {
-            "executable": str(node.places.bin / PLUGIN_NAME),
-            "path": str(node.places.bin),
+            "executable": str(like.places.bin / PLUGIN_NAME),
+            "path": str(like.places.bin),
             "config": ours,
         }
     }

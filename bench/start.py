@@ -70,7 +70,7 @@ async def starts(quick: bool) -> list[Result]:
                 wanted = [name for name in OUTAGES if not quick or (length, pods, name) in QUICK]
                 if not wanted:
                     continue
-                await stack.enter_async_context(_hanging(bench))
+                await stack.enter_async_context(hanging(bench))
                 if length == "long":
                     await _lengthen(bench)
                 for name in wanted:
@@ -148,7 +148,7 @@ async def _start(bench: Bench, environment: Mapping[str, str]) -> tuple[float, f
 
 
 @asynccontextmanager
-async def _hanging(bench: Bench) -> AsyncIterator[None]:
+async def hanging(bench: Bench) -> AsyncIterator[None]:
     """Listen where nobody answers, on both link-local addresses; connections are made by the kernel alone."""
     if bench.is_hanging:
         yield

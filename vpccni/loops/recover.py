@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
 import structlog
@@ -49,7 +49,9 @@ from vpccni.model import EniFacts, LeaseId, Mac, Stamp
 from vpccni.planner import commands as c
 from vpccni.ports import Checkpoints, Clock, Imds, Kernel, KubernetesNode, Predecessor, RuntimeCache, Spool
 from vpccni.recovery import KnownVeths, judge
-from vpccni.takeover import BRANCH_VETH_PREFIX, Findings, check
+
+if TYPE_CHECKING:
+    from vpccni.takeover import Findings
 
 _log = structlog.get_logger("recover")
 
@@ -277,6 +279,7 @@ class Recovery:
         is_first, was_done = self._writer.state.survey is None, self.is_done
         seen_head = int(self._writer.state.head)
         evidence = await self.gather()
+        gathered = loop.time()
         verdict = judge(
             self._writer.state,
             evidence,
@@ -284,8 +287,10 @@ class Recovery:
             self._veth_prefix,
             known_head=self._known_head(),
         )
+        judged = loop.time()
         if is_first and not await self._may_take_over(evidence, verdict):
             return
+        checked = loop.time()
         await self._writer.submit(c.TakeSurvey(why=why, verdict=verdict, seen_head=seen_head))
         self._unknown.clear()
         self._pending = ""
@@ -296,7 +301,11 @@ class Recovery:
             ended=len(verdict.endings),
             unexplained=[veth.ifname for veth in verdict.unexplained],
             sources=evidence.sources,
-            elapsed_s=round(loop.time() - started, 3),
+            gathered_s=round(gathered - started, 4),
+            judged_s=round(judged - gathered, 4),
+            checked_s=round(checked - judged, 4),
+            recorded_s=round(loop.time() - checked, 4),
+            elapsed_s=round(loop.time() - started, 4),
         )
         if verdict.unlisted != self.unlisted:
             self.unlisted = verdict.unlisted
@@ -307,6 +316,8 @@ class Recovery:
 
     async def _may_take_over(self, evidence: Evidence, verdict: Verdict) -> bool:
         """The first start on a node: what we cannot serve must not be taken from who serves it."""
+        from vpccni.takeover import BRANCH_VETH_PREFIX, check  # an agent with a good log never needs it
+
         policies = await self._enforced_policies()
         # Without a pinned program nothing is enforced: then the API server need not be asked.
         endpoints = await self._policy_endpoints() if policies != () else ()
