@@ -25,6 +25,7 @@ import structlog
 
 from vpccni import __version__
 from vpccni.adapters import cni_files
+from vpccni.adapters.beat import until_beat
 from vpccni.adapters.checkpoint import CheckpointFiles
 from vpccni.adapters.clock import SystemClock
 from vpccni.adapters.cni_versions import ask_versions
@@ -321,7 +322,7 @@ async def _install_when_ready(
 async def _keep_lock(lock: NodeLock) -> NoReturn:
     """Somebody may remove the lock's file: then it is made again, or another agent has it and we end."""
     while True:
-        await asyncio.sleep(LOCK_LOOK_S)
+        await asyncio.sleep(until_beat(LOCK_LOOK_S))
         lock.take()
 
 

@@ -41,7 +41,8 @@ class CheckpointFiles:
 
     async def stamp(self) -> tuple[int, ...]:
         """Inode, size and modification time of the file of card 0; empty when there is none."""
-        return await asyncio.to_thread(_stamp, self._path)
+        # On the loop: the names on the path are in memory, for they are looked at every other second.
+        return _stamp(self._path)
 
     async def write(self, content: bytes) -> str:
         """Replace ``ipam.json`` as a whole, synced, mode 0600. Writes follow each other in the order of the calls.

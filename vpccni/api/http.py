@@ -24,6 +24,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
+from vpccni.adapters.beat import until_beat
 from vpccni.errors import PermanentError, Reason, sentence
 
 _log = structlog.get_logger("api")
@@ -113,7 +114,7 @@ class SocketServer:
     async def keep_listening(self) -> NoReturn:
         """Listen anew when somebody removed the socket: else every ADD would wait for an agent that runs."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(until_beat(LOOK_S))
             try:
                 is_there = self._path.stat().st_ino == self._inode
             except OSError:

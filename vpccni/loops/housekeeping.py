@@ -9,6 +9,7 @@ from typing import Final, NoReturn
 
 import structlog
 
+from vpccni.adapters.beat import until_beat
 from vpccni.datapath.difference import probe
 from vpccni.datapath.objects import DatapathSettings, Difference, Probed
 from vpccni.errors import Reason, TransientError, VpccniError
@@ -202,7 +203,7 @@ class Housekeeping:
     async def run_log_watch(self) -> NoReturn:
         """See that the log's files are where the next start looks for them; have them put back otherwise."""
         while True:
-            await asyncio.sleep(LOG_LOOK_S)
+            await asyncio.sleep(until_beat(LOG_LOOK_S))
             await self._guarded("log files", self._writer.look_after_log)
 
     async def run_spool(self) -> NoReturn:

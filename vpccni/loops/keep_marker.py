@@ -9,6 +9,7 @@ from typing import Final, NoReturn
 
 import structlog
 
+from vpccni.adapters.beat import until_beat
 from vpccni.errors import PermanentError, Reason, Refused, TransientError
 
 _log = structlog.get_logger("marker")
@@ -58,4 +59,4 @@ async def keep_marker(refusal: Callable[[], Refused | None], mark: Callable[[boo
                 problem = error.detail
             else:
                 problem = ""
-        await asyncio.sleep(FIRST_LOOK_S if refused is not None else LOOK_S)
+        await asyncio.sleep(FIRST_LOOK_S if refused is not None else until_beat(LOOK_S))

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import msgspec
 import structlog
 
+from vpccni.adapters.beat import until_beat
 from vpccni.datapath.objects import LinkChange, LinkSeen
 from vpccni.datapath.survey import is_host_veth
 from vpccni.errors import Reason, Refused, VpccniError
@@ -149,7 +150,7 @@ class Recovery:
         """Look for another agent, and at what is unexplained, for ever."""
         while True:
             try:
-                async with asyncio.timeout(LOOK_PERIOD_S):
+                async with asyncio.timeout(until_beat(LOOK_PERIOD_S)):
                     await self._wake.wait()
             except TimeoutError:
                 pass
