@@ -114,9 +114,12 @@ class Handover:
 
     @asynccontextmanager
     async def phase(self, name: str, *, is_original_at_work: bool = False) -> AsyncIterator[None]:
-        """A part of the story. The VPC drops nothing, unless the original sets up its ENIs anew."""
+        """A part of the story. The VPC drops nothing, unless the original sets up its ENIs anew.
+
+        While it does, it takes the second ENI's routes away. How long that takes is a matter of the machine.
+        """
         before = await self._drops()
-        with self.flows.phase(name):
+        with self.flows.phase(name, retransmissions_max=4 if is_original_at_work else 1):
             yield
         if not is_original_at_work:
             assert await self._drops() == before, name
