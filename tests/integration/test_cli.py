@@ -550,6 +550,15 @@ def test_the_agents_entry_does_not_import_the_command_lines_libraries():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.slow
+def test_the_agent_starts_without_what_only_a_first_start_needs():
+    script = (
+        "import sys, vpccni.app; print([name for name in sys.modules if name.startswith('vpccni.takeover')])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_a_command_that_only_asks_starts_without_the_adapters():
     heavy = ["aiohttp", "kubernetes_asyncio", "sqlalchemy", "vpccni.adapters.kernel", "vpccni.app"]
     script = f"import sys, vpccni.cli.main; print([name for name in {heavy} if name in sys.modules])"
