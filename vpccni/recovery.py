@@ -155,6 +155,7 @@ class _Judge:
         self._in_use: dict[Address, HostVeth] = {}
         self._keys: set[SandboxKey] = set()
         self._endings: dict[LeaseId, Ending] = {}
+        self._seen: set[LeaseId] = set()
         self._unexplained: list[HostVeth] = []
         self._wired: dict[LeaseId, SandboxWired] = {}
         self._awaited = {_digits_of(lease.pod) for lease in state.leases.values() if lease.is_unseen} - {""}
@@ -267,6 +268,7 @@ class _Judge:
         if known is not None:
             if self._is_same(known, veth, claim.key):
                 self._note_wired(known, claim)
+                self._seen.add(known.id)
                 return
             # The kernel's present user has it. A second source that names that user ends the other; without
             # one the address is held without owner.
@@ -487,7 +489,8 @@ class _Judge:
     def _unlisted(self) -> frozenset[LeaseId]:
         """Leases that a checkpoint of somebody else, written since, does not list with their key.
 
-        A file of which not every row can be read leaves nobody out, and a row without a whole key may be anybody's.
+        Whom the kernel has just shown is alive, whoever has lost his row. A file of which not every row can be read
+        leaves nobody out, and a row without a whole key may be anybody's.
         """
         foreign = [
             file
@@ -506,6 +509,7 @@ class _Judge:
             for lease in self._state.leases.values()
             if not lease.is_hold
             and lease.id not in self._endings
+            and lease.id not in self._seen
             and all((lease.key, binding.address) not in listed for binding in lease.bindings)
             and all(binding.address not in half_listed for binding in lease.bindings)
             and 0 < lease.since.wall_ns < max(file.modified_ns for file in foreign)

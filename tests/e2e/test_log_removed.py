@@ -11,6 +11,7 @@ import sqlite3
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ async def wait_put_back(node, times: int) -> float:
 
 async def restored_events(node):
     """The events that tell of it; the first comes a moment after ``status`` does."""
-    found = []
+    found: list[dict[str, Any]] = []
     async with asyncio.timeout(PATIENCE_S):
         while not found:
             head = (await node.client.get("/v1/status"))["log"]["head"]

@@ -326,6 +326,18 @@ def test_a_lease_that_a_newer_checkpoint_no_longer_lists_has_one_source_against_
     assert judge(node.state, found, node.now, "eni").unlisted == frozenset()
 
 
+def test_a_pod_that_the_kernel_shows_has_no_source_against_it_whoever_lost_its_row(node):
+    held = lease(node, "web")
+    node.now = Stamp(NOW.wall_ns + 60 * SECOND, NOW.boottime_ns + 60 * SECOND, "boot-1")
+    node.state.log_id = "ours"
+    file = CheckpointFile(path="ipam.json", rows=(), modified_ns=node.now.wall_ns, digest="d")
+    veth = ours("web", address=held.bindings[0].address)
+    found = msgspec.structs.replace(evidence(veths=[veth]), checkpoints=(file,))
+    verdict = judge(node.state, found, node.now, "eni")
+    assert verdict.unlisted == frozenset()
+    assert not verdict.endings
+
+
 def test_a_lease_that_is_younger_than_the_checkpoint_has_no_source_against_it(node):
     node.state.log_id = "ours"
     file = CheckpointFile(path="ipam.json", rows=(), modified_ns=NOW.wall_ns - SECOND, digest="d")
