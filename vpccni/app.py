@@ -1,7 +1,8 @@
 """The composition root: the only place that names the real adapters.
 
 Order: settings, log, kernel, books recognized, spool drained, socket open; then the loops, and with them the
-heavy clients of EC2 and the API server. ADDs are answered before EC2's client is even imported.
+heavy clients of EC2 and the API server. ADDs are answered before EC2's client is even imported. With a new log the
+loops recognize: the node is searched for living pods while IMDS and EC2 are asked.
 """
 
 from __future__ import annotations

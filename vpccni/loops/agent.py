@@ -79,7 +79,7 @@ class Agent:
     """One node's agent.
 
     Life: ``start`` (the log is read, the kernel is looked at, spooled DELs are carried out; ADDs can be served
-    from then on) -> ``run`` until cancelled -> ``stop``.
+    from then on, unless the log is new) -> ``run`` until cancelled -> ``stop``.
     """
 
     def __init__(self, settings: Settings, ports: Ports, rng: random.Random) -> None:
@@ -358,6 +358,8 @@ class Agent:
     async def start(self) -> None:
         """Read the log, look at the kernel, carry out spooled DELs. No network is needed.
 
+        When the log is new, the node is searched by ``run``.
+
         Raises:
             PermanentError: the log cannot be used (``log_damaged``, ``log_newer``, ``log_in_use``,
                 ``log_volatile``); nothing was changed.
@@ -374,6 +376,10 @@ class Agent:
         log_id = f"{self._log_ids.getrandbits(128):032x}"
         await self.writer.submit(c.StartAgent(boot_id=boot_id, version=__version__, log_id=log_id))
         await self.writer.submit(c.Observe(PolicyObserved(settings=effective(self.settings))))
+        if self.writer.state.survey is None:
+            # Nobody is served before IMDS and EC2 have answered: they are asked while the node is searched.
+            self.recovery.begin_soon(is_lost=start.is_lost, opened_head=int(start.head))
+            return
         await self.recovery.begin(is_lost=start.is_lost, opened_head=int(start.head))
         if not self.recovery.is_done:
             self.readiness.not_serving = None  # What holds us back is told by the recovery.

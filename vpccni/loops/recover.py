@@ -128,9 +128,15 @@ class Recovery:
             is_lost: The log is new although there was one here.
             opened_head: The newest event of the log as it was opened, before this agent's own.
         """
+        self.begin_soon(is_lost=is_lost, opened_head=opened_head)
+        self._wake.clear()
+        await self._look_once()
+
+    def begin_soon(self, *, is_lost: bool, opened_head: int) -> None:
+        """As :meth:`begin`, but the first look is the first thing that ``run`` does."""
         self._is_lost, self._opened_head = is_lost, opened_head
         self._readiness.hold = Refused(Reason.RECOVERING, "the node is searched for living pods")
-        await self._look_once()
+        self._wake.set()
 
     async def confirm(self, links: Sequence[LinkSeen]) -> None:
         """The kernel was just read: a veth that the log does not explain means that the log is not whole."""

@@ -386,11 +386,10 @@ def test_an_api_server_that_is_away_delays_no_recovery(mode):
         rig = await with_predecessor(5)
         rig.kubernetes = Hanging() if mode == "hangs" else FakeKubernetesNode()
         rig.kubernetes.is_down = mode == "is down"
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        await rig.start()
-        assert loop.time() - started < 1.0
-        await rig.ready(10)
+        rig.region.latency_s["*"] = 0.15  # three calls follow each other, and do not wait for the search
+        async with asyncio.timeout(0.8):
+            await rig.start()
+            await rig.ready()
         assert len(rig.state.leases) == 5
         await rig.stop()
 

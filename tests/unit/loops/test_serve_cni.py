@@ -12,7 +12,7 @@ from tests.unit.loops.rig import Rig, lease_id
 from vpccni.adapters.kernel_wiring import STEPS
 from vpccni.adapters.log_format import LogFault
 from vpccni.datapath.numbers import POD_TABLE
-from vpccni.lab.ec2 import FOR_EVER, Fault
+from vpccni.lab.ec2 import FOR_EVER, Fault, ImdsFault
 from vpccni.lab.sim.loop import run_virtual
 from vpccni.loops import serve_cni
 
@@ -601,7 +601,12 @@ def test_status_is_50_with_the_reason_until_adds_can_be_served_and_not_when_the_
 
     async def scenario():
         rig = Rig()
+        rig.region.imds.inject(ImdsFault(kind="latency", seconds=0.5))
         await rig.start()
+        status, answer = await rig.verb("STATUS")
+        assert (status, answer["code"], reason_of(answer)) == (503, 50, "recovering")
+        while not rig.live.recovery.is_done:
+            await asyncio.sleep(0.01)
         status, answer = await rig.verb("STATUS")
         assert (status, answer["code"], reason_of(answer)) == (503, 50, "node_not_initialized")
         assert "IMDS" in answer["msg"]

@@ -130,9 +130,10 @@ def test_imds_that_is_slow_delays_a_recovery_by_half_a_second_only():
         rig = Rig()
         live_as_original(rig, single(rig))
         rig.region.imds.inject(ImdsFault(kind="latency", seconds=30.0))
-        began = rig.now()
         await rig.start()
-        assert rig.now() - began < 1.0
+        async with asyncio.timeout(1.0):
+            while not rig.live.recovery.is_done:
+                await asyncio.sleep(0.01)
         assert len(rig.state.leases) == 1
         await rig.stop()
 
