@@ -17,6 +17,7 @@ import msgspec
 from bench.api_server import ADDRESS, ENVIRONMENT, api_server, furnish_run
 from bench.cold import LATENCY_S
 from bench.flow import Flow
+from bench.footprint import cpu_s
 from bench.original import Predecessor, in_namespace
 from bench.report import Result, compared, counted
 from bench.stage import (
@@ -56,7 +57,8 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
         started_s: Until the agent began to search.
         gathered_s, judged_s, checked_s, recorded_s: The search: reading every source, comparing them, seeing that
             all can be served, and the commit.
-        ec2_s: From there until ADDs are served: IMDS, EC2, and the kernel brought in line.
+        served_s: From there until ADDs are served: the rest of IMDS and EC2, and the kernel brought in line.
+        cpu_s: Processor time that the agent had used by the answer: a busy machine hardly changes it.
     """
 
     total_s: float
@@ -65,10 +67,11 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     judged_s: float
     checked_s: float
     recorded_s: float
-    ec2_s: float
+    served_s: float
+    cpu_s: float
 
 
-STEPS: Final = ("started", "gathered", "judged", "checked", "recorded", "ec2")
+STEPS: Final = ("started", "gathered", "judged", "checked", "recorded", "served", "cpu")
 
 
 async def recovery(quick: bool) -> list[Result]:
@@ -125,7 +128,7 @@ async def _ours(bench: Bench, times: int, found: dict[str, list[Recovered]]) -> 
             for api, where in API_SERVERS.items():
                 measured = await _recover(bench, {**SETTINGS, **where}, living)
                 found.setdefault(f"own_{api}", []).append(measured)
-                good.append(await _first_add(bench, {**SETTINGS, **where}, living))
+                good.append((await _first_add(bench, {**SETTINGS, **where}, living))[1])
     return good
 
 
@@ -203,8 +206,7 @@ async def _recover(bench: Bench, environment: Mapping[str, str], living: Mapping
     places.state.mkdir()
     _age(bench)
     seen = {event: len(_lines(bench, event)) for event in ("searched", "serving")}
-    began = time.time()
-    total_s = await _first_add(bench, environment, living)
+    began, total_s, used_s = await _first_add(bench, environment, living)
     searched, serving = (_lines(bench, event)[seen[event]] for event in ("searched", "serving"))
     if searched["claims"] != len(living):
         raise BenchError(f"{searched['claims']} of {len(living)} pods were found; see {places.log}")
@@ -212,12 +214,15 @@ async def _recover(bench: Bench, environment: Mapping[str, str], living: Mapping
         total_s=total_s,
         started_s=searched["at"] - searched["elapsed_s"] - began,
         **{f"{step}_s": searched[f"{step}_s"] for step in ("gathered", "judged", "checked", "recorded")},
-        ec2_s=serving["at"] - searched["at"],
+        served_s=serving["at"] - searched["at"],
+        cpu_s=used_s,
     )
 
 
-async def _first_add(bench: Bench, environment: Mapping[str, str], living: Mapping[str, str]) -> float:
-    """Seconds from the start of the agent to the answer of an ADD that was waiting.
+async def _first_add(
+    bench: Bench, environment: Mapping[str, str], living: Mapping[str, str]
+) -> tuple[float, float, float]:
+    """When the agent was started, the seconds from there to the answer of an ADD that was waiting, and its CPU time.
 
     Raises:
         BenchError: it failed, it got an address in use, or a living pod has no lease.
@@ -229,8 +234,9 @@ async def _first_add(bench: Bench, environment: Mapping[str, str], living: Mappi
     async with asyncio.TaskGroup() as group:
         asked = group.create_task(bench.ask("each", verb="ADD", side="ours", names=names))
         await asyncio.sleep(0.15)
-        began_ns = time.perf_counter_ns()
+        began, began_ns = time.time(), time.perf_counter_ns()
         await bench.lab.start_agent(bench.node, environment)
+    used_s = cpu_s(bench.pid)
     raise_failures("the first ADD", [asked.result()])
     taken_s = (asked.result()["ended_ns"] - began_ns) / 1e9
     (said,) = (await bench.ask("results", names=names)).values()
@@ -240,7 +246,7 @@ async def _first_add(bench: Bench, environment: Mapping[str, str], living: Mappi
         raise BenchError(f"{given} was given; {len(set(living.values()) - held)} living pods have no lease")
     await bench.delete_pods(names)
     await _quiet(bench)
-    return taken_s
+    return began, taken_s, used_s
 
 
 def _age(bench: Bench) -> None:

@@ -132,6 +132,7 @@ class Agent:
             cleans_up=not settings.disable_leaked_eni_cleanup,
             rng=rng,
             on_identity=self._recognize,
+            wait_searched=lambda: self.recovery.wait_looked(),
         )
         sweep = LeaseSweep(
             writer=self.writer,

@@ -52,6 +52,7 @@ class Reconcile:
         cleans_up: bool,
         rng: random.Random,
         on_identity: Callable[[], Awaitable[None]],
+        wait_searched: Callable[[], Awaitable[None]],
     ) -> None:
         self._writer = writer
         self._imds = imds
@@ -62,6 +63,7 @@ class Reconcile:
         self._cleans_up = cleans_up
         self._rng = rng
         self._on_identity = on_identity
+        self._wait_searched = wait_searched
         self._named: tuple[InstanceId, int] = (InstanceId(""), 0)
         self._previous: tuple[EniFacts, ...] | None = None
         self._wake = asyncio.Event()
@@ -85,8 +87,9 @@ class Reconcile:
     async def run(self) -> NoReturn:
         """Learn who we are, then compare for ever."""
         await self._patiently(self._identify, "imds")
-        await self._patiently(self._learn_limits, "ec2")
+        # The ENIs first: who waits on a node without a log needs no more of EC2.
         await self._patiently(self._read_ec2, "ec2")
+        await self._patiently(self._learn_limits, "ec2")
         await self._learn_max_pods()
         if self._cleans_up:
             await self._patiently(self._adopt_left_behind, "ec2")
@@ -235,6 +238,8 @@ class Reconcile:
             ec2 = await self._ec2()
             enis = await self._with_subnets(await ec2.describe_attached(state.instance.id))
             self.ec2_seen_at = asyncio.get_running_loop().time()
+            # The search of a node doubts every address that the log had before it; these are read just now.
+            await self._wait_searched()
             was_empty = not state.enis
             if not any(facts.device == 0 for facts in enis):
                 raise TransientError(Reason.EC2_REFUSED, "EC2 does not list the primary ENI")

@@ -110,6 +110,7 @@ class Recovery:
         self._is_lost = False
         self._opened_head: int | None = None
         self._wake = asyncio.Event()
+        self._looked = asyncio.Event()
         self._unknown: dict[int, tuple[LinkSeen, float]] = {}
         self._pending = ""
         self._unexplained_since: float | None = None
@@ -180,8 +181,13 @@ class Recovery:
         """Look now."""
         self._wake.set()
 
+    async def wait_looked(self) -> None:
+        """Wait until this process has looked for the first time who lives here, whatever came of it."""
+        await self._looked.wait()
+
     async def _look_once(self) -> None:
         await self._guarded(self._look)
+        self._looked.set()
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
