@@ -17,7 +17,7 @@ Section = Callable[[bool], Awaitable[list[Any]]]
 
 def sections() -> dict[str, Section]:
     """Name and measurement, in the order in which they run. Imported late: a world is entered before."""
-    from bench import cold, durable, footprint, pieces, recovery, start, warm
+    from bench import cold, durable, export, footprint, pieces, recovery, start, warm
 
     return {
         "warm": warm.one_at_a_time,
@@ -27,6 +27,7 @@ def sections() -> dict[str, Section]:
         "million": start.million,
         "restart": start.restarts,
         "recovery": recovery.recovery,
+        "export": export.export,
         "cold": cold.burst,
         "churn": cold.churn,
         "footprint": footprint.footprint,
@@ -44,6 +45,7 @@ SECTIONS = (
     "million",
     "restart",
     "recovery",
+    "export",
     "cold",
     "churn",
     "footprint",

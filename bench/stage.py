@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -135,6 +136,16 @@ class Bench:
         """SIGKILL the agent and start it again, ready or not."""
         await self.lab.kill_agent(self.node)
         await self.lab.start_agent(self.node, environment)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint file that the agent exports."""
+        set_to = self.node.environment.get("AWS_VPC_K8S_CNI_BACKING_STORE")
+        return Path(set_to) if set_to else self.node.places.run / "ipam.json"
+
+    def signal(self, number: int) -> None:
+        """Send the agent a signal that it lives through."""
+        os.kill(self.pid, number)
 
     @property
     def pid(self) -> int:
