@@ -21,6 +21,7 @@ from vpccni.loops.readiness import Readiness
 from vpccni.loops.write import Writer
 from vpccni.model import Cidr, EniFacts, InstanceId
 from vpccni.planner import commands as c
+from vpccni.planner.view import is_unread
 from vpccni.ports import Ec2, Imds, KubernetesNode
 
 _log = structlog.get_logger("reconcile")
@@ -210,7 +211,7 @@ class Reconcile:
         """One cheap reading; EC2 is asked when it disagrees with the books twice, or after a long while."""
         now = asyncio.get_running_loop().time()
         is_due = self.ec2_seen_at is None or now - self.ec2_seen_at > EC2_PERIOD_S or self._is_doubted
-        is_due |= self._is_subnet_unknown()
+        is_due |= self._is_subnet_unknown() or self._is_unread()
         self._is_doubted = False
         try:
             macs = set(await self._imds.attached_macs())
@@ -223,6 +224,11 @@ class Reconcile:
             self._disagreements = self._disagreements + 1 if macs != booked else 0
         if is_due or self._disagreements == 2 or self._disagreements % 20 == 19:
             await self._once(self._read_ec2, "ec2")
+
+    def _is_unread(self) -> bool:
+        """Whether addresses wait for a reading, as somebody else may have given them back."""
+        enis = self._writer.state.enis.values()
+        return any(is_unread(held, cidr) for held in enis for cidr in held.cidrs)
 
     def _is_subnet_unknown(self) -> bool:
         """Whether an ENI cannot be set up because EC2 did not tell its subnet's CIDR."""

@@ -140,7 +140,8 @@ def _objection(state: State, wanted: effect.EffectIntended, now: Stamp, context:
         case "detach":
             return _detach_objection(state, held, busy, now, context.cooldown_s)
         case "delete":
-            return "busy" if busy or held.phase != "detached" or held.lease_count else ""
+            is_used = held.lease_count or any(is_leased(state, cidr) for cidr in held.cidrs)
+            return "busy" if busy or held.phase != "detached" or is_used else ""
         case _:
             return f"effect {wanted.kind} is of a later release"
 

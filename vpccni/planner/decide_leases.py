@@ -9,7 +9,7 @@ from vpccni.model import Cidr, EniId, LeaseId, Stamp, cidr_size, is_inside
 from vpccni.planner import commands as c
 from vpccni.planner.assign import choose_address, is_usable
 from vpccni.planner.commands import PREVIOUS
-from vpccni.planner.view import is_leased, views_of
+from vpccni.planner.view import is_leased, is_unread, views_of
 from vpccni.planner.warm_pool import prospect
 from vpccni.projections.leases import Lease
 from vpccni.projections.state import State
@@ -21,6 +21,9 @@ def add(state: State, command: c.Add, now: Stamp, context: c.Context) -> c.Answe
         return context.refusing  # Also a sandbox that has its lease: nothing is wired beside another agent.
     held = state.lease_of(command.key)
     if held is not None:
+        if held.wired is None and not held.is_located:
+            # Only a file tells of it: wired before its ENI is known, its packets would leave by another one.
+            return Refused(Reason.RECOVERING, "EC2 has not told yet which ENI has the sandbox's address")
         return c.Decision((), held.id)
     hold = _hold_in(state, command)
     if hold is not None and not context.must_not_change:
@@ -80,6 +83,8 @@ def identify(state: State, command: c.Identify) -> c.Answer:
 def _wait_or_refuse(state: State, now: Stamp, context: c.Context, request: tuple[c.Caused, ...]) -> c.Answer:
     if _resting_soon(state, now, context) > context.ahead:
         return c.Park(Reason.NO_ADDRESS, "waiting for the end of a cooldown", request)
+    if _unread(state) > context.ahead:
+        return c.Park(Reason.NO_ADDRESS, "waiting for EC2 to list the addresses again", request)
     if context.policy is None:
         return c.Park(Reason.NODE_NOT_INITIALIZED, "the limits of the instance type are not known", request)
     views = views_of(state, now, context.cooldown_s, context.policy.slots_per_eni)
@@ -87,6 +92,17 @@ def _wait_or_refuse(state: State, now: Stamp, context: c.Context, request: tuple
     if outlook.possible:
         return c.Park(Reason.NO_ADDRESS, "waiting for EC2", request)
     return Refused(outlook.reason)
+
+
+def _unread(state: State) -> int:
+    """How many addresses the next reading of EC2 may bring back."""
+    return sum(
+        cidr_size(cidr)
+        for held in state.enis.values()
+        if is_usable(held)
+        for cidr in held.cidrs
+        if is_unread(held, cidr)
+    )
 
 
 def _resting_soon(state: State, now: Stamp, context: c.Context) -> int:

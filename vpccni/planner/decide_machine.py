@@ -335,8 +335,18 @@ class Owners:
 
 
 def locations(state: State, events: Sequence[c.Caused]) -> list[c.Caused]:
-    """Recovered leases whose ENI becomes known by these events."""
-    if not state.unlocated:
+    """Leases whose ENI becomes known by these events, or is another one than the log has.
+
+    Where EC2 has an address is where its packets go: an old log may have a lease on the ENI that had it before.
+    """
+    news = [event for event, _ in events if isinstance(event, address.CidrsOwned)]
+    moved = {
+        state.by_address[Address(cidr[:-3])]: None
+        for event in news
+        for cidr in event.cidrs
+        if cidr.endswith("/32") and cidr[:-3] in state.by_address
+    }
+    if not state.unlocated and not moved:
         return []
     places = {eni_id: (held.card, held.device, held.table) for eni_id, held in state.enis.items()}
     owned: list[tuple[EniId, tuple[Cidr, ...]]] = []
@@ -351,7 +361,7 @@ def locations(state: State, events: Sequence[c.Caused]) -> list[c.Caused]:
             owned.append((event.eni, event.cidrs))
     owners = Owners(owned)
     found: list[c.Caused] = []
-    for lease_id in state.unlocated:
+    for lease_id in {**state.unlocated, **moved}:
         lease = state.leases[lease_id]
         bindings = tuple(_place(binding, owners, places) for binding in lease.bindings)
         if bindings != lease.bindings:
@@ -360,8 +370,8 @@ def locations(state: State, events: Sequence[c.Caused]) -> list[c.Caused]:
 
 
 def _place(binding: Binding, owners: Owners, places: Mapping[EniId, tuple[int, int, int]]) -> Binding:
-    found = None if binding.eni or binding.kind != "pool" else owners.of(binding.address)
-    if found is None:
+    found = None if binding.kind != "pool" else owners.of(binding.address)
+    if found is None or found == binding.eni:
         return binding
     card, device, table = places.get(found, (binding.card, binding.device, 0))
     return msgspec.structs.replace(binding, eni=found, card=card, device=device, table=table or binding.table)

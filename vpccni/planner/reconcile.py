@@ -14,7 +14,7 @@ import msgspec
 from vpccni.events import address, eni
 from vpccni.model import Cidr, EniFacts, EniId, Stamp, route_table_of
 from vpccni.planner.commands import Caused, ReadEc2
-from vpccni.planner.view import is_cidr_rested, is_leased
+from vpccni.planner.view import SIDE_KINDS, is_cidr_rested, is_leased
 from vpccni.projections.enis import Eni
 from vpccni.projections.state import State
 
@@ -55,7 +55,7 @@ def compare_with_ec2(
         held = state.enis.get(facts.id)
         if held is not None:
             events += _facts_again(held, facts)
-        if state.intents_on(facts.id):
+        if {intent.intended.kind for intent in state.intents_on(facts.id)} - SIDE_KINDS:
             continue
         if held is None:
             if is_first or facts.id in before:

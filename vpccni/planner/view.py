@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from vpccni.events.address import CidrSuspected
 from vpccni.model import Address, Cidr, EniId, Stamp, cidr_size, cidr_span, is_inside
 from vpccni.planner.assign import addresses_in, is_usable
 from vpccni.planner.warm_pool import EniView
@@ -59,6 +60,14 @@ def is_cidr_free(state: State, held: Eni, cidr: Cidr, now: Stamp, cooldown_s: fl
     if state.inherited_s(now, cooldown_s) > 0 and state.is_inherited(held.cidrs[cidr]):
         return False
     return is_cidr_rested(state, cidr, now, cooldown_s)
+
+
+def is_unread(held: Eni, cidr: Cidr) -> bool:
+    """Whether a CIDR is doubted only because EC2 was not asked since somebody else was here."""
+    if not held.cidrs[cidr].suspected:
+        return False
+    said = held.records.get(f"suspected:{cidr}")
+    return said is not None and isinstance(said.event, CidrSuspected) and said.event.source == "survey"
 
 
 def is_leased(state: State, cidr: Cidr) -> bool:

@@ -100,9 +100,13 @@ class State:
         return max(0.0, cooldown_s - self.elapsed_s(rest.ended, now))
 
     def is_inherited(self, owned: OwnedCidr) -> bool:
-        """Whether a CIDR was on the node before the last survey, so that the log does not know who used it."""
+        """Whether a CIDR was, or may have been, on the node before the last survey: the log does not know who used it.
+
+        Only what EC2 has answered to a call of ours since is surely new: what Describe shows instead of an answer may
+        be what somebody else has brought here.
+        """
         event = owned.record.event
-        is_new = isinstance(event, address.CidrsOwned) and event.source != "describe"
+        is_new = isinstance(event, address.CidrsOwned) and event.source == "reply"
         return not (is_new and owned.record.seq > self.survey_seq)
 
     def inherited_s(self, now: Stamp, cooldown_s: float) -> float:
