@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from vpccni.events.adoption import NodeSurveyed
 from vpccni.lab.ec2 import REALISTIC_LATENCY_S, LinkPlugged, LinkUnplugged, Region, Timing
 from vpccni.lab.sim.cloud import Cloud
 from vpccni.lab.sim.faults import Fault
@@ -18,6 +19,8 @@ from vpccni.lab.sim.sandbox import Sandbox
 from vpccni.lab.sim.trace import Trace
 from vpccni.lab.sim.workload import Kubelet
 from vpccni.loops.agent import Agent
+from vpccni.model import SandboxKey
+from vpccni.projections.leases import Lease
 from vpccni.projections.state import State
 from vpccni.settings import read_settings
 
@@ -76,6 +79,7 @@ class Stage:
             settings=read_settings(environ or {}),
             trace=self.trace,
             observer=self,
+            watcher=self.checker,
             seed=1,
         )
         self.nodes.append(node)
@@ -111,6 +115,87 @@ class Stage:
         self.kubelets[node.name].reboot()
         self.checker.on_boot(node)
 
+    # -- who serves
+
+    async def provide(self, node: SimNode, count: int) -> None:
+        """ENIs and so many addresses, as somebody who served here before has made them."""
+        per_eni = node.instance.type.ipv4_per_eni - 1
+        primary = self.primary_of(node)
+        missing = min(count, per_eni) - len(primary.secondaries)
+        if missing:
+            self.perform(
+                "AssignPrivateIpAddresses",
+                NetworkInterfaceId=primary.id,
+                SecondaryPrivateIpAddressCount=missing,
+            )
+        tags = [{"Key": "node.k8s.amazonaws.com/instance_id", "Value": node.instance.id}]
+        for device in range(1, -(-count // per_eni)):
+            made = self.perform(
+                "CreateNetworkInterface",
+                SubnetId=self.subnet.id,
+                SecondaryPrivateIpAddressCount=min(count - device * per_eni, per_eni),
+                TagSpecifications=[{"ResourceType": "network-interface", "Tags": tags}],
+            )
+            eni = made["NetworkInterface"]["NetworkInterfaceId"]
+            self.perform(
+                "AttachNetworkInterface",
+                NetworkInterfaceId=eni,
+                InstanceId=node.instance.id,
+                DeviceIndex=device,
+            )
+        await asyncio.sleep(5)
+        assert len(self.owned(node)) == count
+
+    async def with_original(self, node: SimNode) -> None:
+        """amazon-vpc-cni-k8s starts on the node, and serves."""
+        node.original.start()
+        async with asyncio.timeout(60):
+            while not node.original.is_serving:
+                await asyncio.sleep(0.1)
+
+    async def end_original(self, node: SimNode, grace_s: float = 10.0) -> None:
+        """It is told to end, and is gone after its grace period."""
+        node.original.terminate()
+        await asyncio.sleep(grace_s)
+        node.original.stop()
+
+    async def replace_original(self, node: SimNode, grace_s: float = 10.0) -> None:
+        """It ends, and we start, and put our executable in the place of its own."""
+        await self.end_original(node, grace_s)
+        node.start()
+        async with asyncio.timeout(60):
+            while node.plugin != "ours":
+                await asyncio.sleep(0.05)
+
+    async def end_ours(self, node: SimNode) -> None:
+        """Our agent is told to end, and has."""
+        node.stop(-1)
+        async with asyncio.timeout(10):
+            while not node.is_idle:
+                await asyncio.sleep(0.05)
+
+    async def handed_back(self, node: SimNode, within_s: float = 300.0) -> None:
+        """An operator asks for it, and waits until it is said to be ready."""
+        await self.agent(node).set_mode(b'{"mode": "hand_back"}')
+        async with asyncio.timeout(within_s):
+            while not (self.agent(node).hand_back.progress() or {}).get("is_ready"):
+                await asyncio.sleep(0.5)
+        node.handed_back_at = self.loop.time()
+
+    def lose_log(self, node: SimNode, *, is_marker_left: bool = False) -> None:
+        """The state directory is lost while no agent runs."""
+        assert node.is_idle
+        node.store.lose(is_marker_left=is_marker_left)
+        self.checker.on_disk_changed(node)
+
+    def lose_files(self, node: SimNode) -> None:
+        """With it, the checkpoint file and the runtime's cache."""
+        self.lose_log(node)
+        node.checkpoints.files.clear()
+        for key in sorted(node.cache.known):
+            node.cache.drop(SandboxKey(*key))
+        node.cache.modified_ns = 0
+
     async def pods(self, node: SimNode, count: int) -> list[Sandbox]:
         """So many pods at once; each must get its address."""
         kubelet = self.kubelets[node.name]
@@ -138,6 +223,12 @@ class Stage:
         """Its books."""
         return self.agent(node).writer.state
 
+    def survey(self, node: SimNode) -> NodeSurveyed:
+        """What its last search found."""
+        found = self.state(node).survey
+        assert found is not None
+        return found
+
     def eni_of(self, sandbox: Sandbox) -> Any:
         """Where EC2 has a pod's address."""
         enis = self.region.world.enis.values()
@@ -153,12 +244,35 @@ class Stage:
     def calls(self, action: str) -> int:
         return self.region.journal.count_by_action[action]
 
+    def perform(self, action: str, **params: Any) -> dict[str, Any]:
+        """Somebody else changes EC2."""
+        answer = self.region.perform(action, params, self.loop.time())
+        self.region.advance(self.loop.time())
+        assert isinstance(answer, dict), answer
+        return answer
 
-def play(scenario: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
+    def refusal(self, node: SimNode) -> str:
+        """Why the node does not serve; empty when it does."""
+        refused = self.agent(node).readiness.refusal()
+        return str(refused.reason) if refused is not None else ""
+
+    def leased(self, node: SimNode) -> dict[str, Lease]:
+        """Its leases and holds, by address."""
+        return {
+            binding.address: lease for lease in self.state(node).leases.values() for binding in lease.bindings
+        }
+
+    def living(self, node: SimNode) -> dict[str, Sandbox]:
+        """The living pods by address, whoever wired them."""
+        acked = self.checker._acked_at
+        return {address: sandbox for address, sandbox in acked.items() if sandbox.node == node.name}
+
+
+def play(scenario: Callable[[Stage], Coroutine[Any, Any, None]], subnet: str = "10.0.0.0/24") -> None:
     """Run a scenario; fails when a promise was broken on the way."""
 
     async def run() -> None:
-        stage = Stage()
+        stage = Stage(subnet)
         await scenario(stage)
         assert not stage.broken, stage.broken
 

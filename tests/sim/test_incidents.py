@@ -374,7 +374,7 @@ def test_a_log_baked_into_a_machine_image_hands_out_nothing_of_the_other_node():
         await asyncio.sleep(40)
         b = stage.machine("m5.large")
         b.bake(a)
-        stage.checker.image(b, a)
+        stage.checker.on_disk_changed(b)
         silence = ImdsFault(kind="hang", instance_id=b.instance.id)
         stage.region.imds.inject(silence)
         before = {action: stage.calls(action) for action in CHANGES}

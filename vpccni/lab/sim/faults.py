@@ -27,7 +27,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         code: EC2's error code.
         seconds: How long it lasts, or how much later something comes.
         count: How often, how many, or how many steps later.
-        flag: ``torn``: the batch under way reaches the disk; ``sent``: EC2 requests under way arrive.
+        flag: ``torn``: the batch under way reaches the disk; ``sent``: EC2 requests under way arrive. For a log
+            that is lost, and for the original: sources that go wrong meanwhile (:mod:`vpccni.lab.sim.misleading`).
     """
 
     at: float
@@ -76,6 +77,30 @@ WIRING_STEPS: Final = (
     "from_rule",
     "host_route",
 )
+WAYS: Final = (
+    "cache_emptied",
+    "cache_stale",
+    "cache_absent",
+    "cache_torn",
+    "cache_dead",
+    "cache_of_before",
+    "cache_lying",
+    "checkpoint_missing",
+    "checkpoint_torn",
+    "checkpoint_half",
+    "checkpoint_foreign",
+    "checkpoint_dead",
+    "checkpoint_of_before",
+    "checkpoint_made_up",
+    "checkpoint_unreadable",
+    "checkpoint_unwritable",
+    "netns_sealed",
+    "netns_hidden",
+    "survey_refused",
+    "api_down",
+    "api_slow",
+)
+"""How a source that a search of the node reads can be wrong; see :mod:`vpccni.lab.sim.misleading`."""
 CRASH_POINTS: Final = (
     "step",
     "step",
@@ -85,6 +110,9 @@ CRASH_POINTS: Final = (
     "ec2_applied",
     "ec2_answered",
     "wiring",
+    "searching",
+    "exporting",
+    "changing",
 )
 
 Draw = Callable[[random.Random, float, int], Fault]
@@ -213,6 +241,48 @@ def _foreign_eni(rng: random.Random, at: float, node: int) -> Fault:
     return Fault(at=at, kind="foreign_eni", node=node, seconds=round(rng.uniform(30, 600), 1))
 
 
+def _log_lost(rng: random.Random, at: float, node: int) -> Fault:
+    how = rng.choice(("gone", "gone", "marker_left", "old", "old", "foreign"))
+    return Fault(
+        at=at,
+        kind="log_lost",
+        node=node,
+        action=rng.choice(("stop", "kill")),
+        how=how,
+        seconds=round(rng.choice((0.3, 2.0, 15.0)) * rng.uniform(0.7, 1.3), 2),
+        count=int(rng.choice((20, 120, 600, 3000)) * rng.uniform(0.5, 1.5)),
+        flag=_some_ways(rng),
+    )
+
+
+def _misled(rng: random.Random, at: float, node: int) -> Fault:
+    return Fault(
+        at=at,
+        kind="misled",
+        node=node,
+        how=rng.choice(WAYS),
+        seconds=round(rng.uniform(20, 300), 1),
+        count=rng.randrange(10**6),
+    )
+
+
+def _original(rng: random.Random, at: float, node: int) -> Fault:
+    how = rng.choice(("stop", "stop", "kill", "kill", "hand_back", "hand_back", "beside"))
+    return Fault(
+        at=at,
+        kind="original",
+        node=node,
+        how=how,
+        seconds=round(rng.choice((8.0, 40.0, 150.0)) * rng.uniform(0.7, 1.3), 1),
+        count=rng.randrange(10**6),
+        flag=_some_ways(rng),
+    )
+
+
+def _some_ways(rng: random.Random) -> tuple[str, ...]:
+    return tuple(rng.sample(WAYS, rng.choice((0, 0, 1, 1, 2, 4))))
+
+
 DRAWS: Final[tuple[tuple[int, Draw], ...]] = (
     (30, _ec2_call),
     (5, _ec2_away),
@@ -235,6 +305,9 @@ DRAWS: Final[tuple[tuple[int, Draw], ...]] = (
     (6, _snapshot),
     (3, _retune),
     (1, _foreign_eni),
+    (4, _log_lost),
+    (4, _misled),
+    (3, _original),
 )
 """What can go wrong, with its weight."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -12,9 +13,13 @@ from vpccni.lab.ec2 import Fault as CallFault
 from vpccni.lab.ec2.entities import Eni
 from vpccni.lab.ec2.imds_history import KEPT_S
 from vpccni.lab.ec2.throttle import Rate
+from vpccni.lab.sim.disk import SYNC_S
 from vpccni.lab.sim.faults import CHANGES, Fault
+from vpccni.lab.sim.kernel_watched import KERNEL_LATENCY_S
 from vpccni.lab.sim.loop import VirtualLoop
-from vpccni.lab.sim.node import KERNEL_LATENCY_S, SYNC_S, SimNode
+from vpccni.lab.sim.misleading import drop_made_up, mislead, set_right
+from vpccni.lab.sim.node import SimNode
+from vpccni.lab.sim.rollout import Rollout
 from vpccni.lab.sim.trace import Trace
 from vpccni.planner.reconcile import NO_MANAGE_TAG
 from vpccni.settings import read_settings
@@ -31,7 +36,10 @@ TUNINGS: Final[tuple[dict[str, str], ...]] = (
 
 
 class Injector:
-    """Arms faults. ``struck`` counts them; ``on_reboot`` is told before a machine goes down."""
+    """Arms faults. ``struck`` counts them; ``on_reboot`` is told before a machine goes down.
+
+    ``rollout`` is who decides which agent runs where.
+    """
 
     def __init__(
         self,
@@ -50,6 +58,7 @@ class Injector:
         self._latency_s: Mapping[str, float] = dict(region.latency_s)
         self._is_over = False
         self.struck = 0
+        self.rollout = Rollout(loop, nodes)
         self._strikes: dict[str, Callable[[Fault, SimNode], None]] = {
             "ec2_call": self._ec2_call,
             "ec2_away": self._ec2_away,
@@ -72,6 +81,9 @@ class Injector:
             "snapshot": self._snapshot,
             "retune": self._retune,
             "foreign_eni": self._foreign_eni,
+            "log_lost": self.rollout.lose_log,
+            "misled": self._misled,
+            "original": self.rollout.bring_original,
         }
 
     def arm(self, faults: Sequence[Fault]) -> None:
@@ -119,10 +131,11 @@ class Injector:
             node.kernel.latency_s = KERNEL_LATENCY_S
             node.kernel.stop_failing()
             node.kernel.is_blind = False
-            node.kube.is_down, node.kube.stale = False, None
-            node.cache.is_readable = True
+            set_right(node)
+            drop_made_up(node)
             node.spool.is_broken = node.spool.is_stuck = False
             node.plug_all()
+        self.rollout.heal()
 
     def _later(self, seconds: float, end: Callable[..., None], *args: Any) -> None:
         self._loop.call_outside(seconds, end, *args)
@@ -260,7 +273,8 @@ class Injector:
         node.want_crash(fault)
 
     def _stop(self, fault: Fault, node: SimNode) -> None:
-        node.stop(fault.seconds)
+        if not self.rollout.is_busy(node):
+            node.stop(fault.seconds)
 
     def _reboot(self, fault: Fault, node: SimNode) -> None:
         self._on_reboot(node)
@@ -291,13 +305,18 @@ class Injector:
         node.cache.is_readable = True
         node.spool.is_broken = node.spool.is_stuck = False
 
+    def _misled(self, fault: Fault, node: SimNode) -> None:
+        mislead(node, fault.how, random.Random(fault.count), self._nodes)
+        self._later(fault.seconds, set_right, node)
+
     def _snapshot(self, fault: Fault, node: SimNode) -> None:
         node.write_snapshot()
 
     def _retune(self, fault: Fault, node: SimNode) -> None:
         """Somebody edits the DaemonSet: the agent is restarted with other targets."""
         node.settings = read_settings(TUNINGS[fault.count % len(TUNINGS)])
-        node.stop(fault.seconds)
+        if not self.rollout.is_busy(node):
+            node.stop(fault.seconds)
 
     def _foreign_eni(self, fault: Fault, node: SimNode) -> None:
         """Another program attaches an ENI that is none of ours to manage, and takes it away later."""

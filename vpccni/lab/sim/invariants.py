@@ -7,132 +7,56 @@ only to compare it with those.
 
 from __future__ import annotations
 
-import functools
-import json
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Concatenate, Final, ParamSpec
-
-import msgspec
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
 
 from vpccni.adapters.log_format import opened, unpack_snapshot
 from vpccni.api.views import pods_view
-from vpccni.datapath.numbers import POD_TABLE
-from vpccni.errors import InvariantBrokenError
-from vpccni.events.codec import Record
-from vpccni.events.effect import EffectAbandoned, EffectConfirmed, EffectFailed, EffectIntended
-from vpccni.events.envelope import Stored
-from vpccni.events.node import InvariantBroken
-from vpccni.events.sandbox import AddressAssigned, LeaseEnded
+from vpccni.datapath.objects import Difference
+from vpccni.evidence import Row
 from vpccni.lab.ec2 import Region
-from vpccni.lab.ec2.entities import Eni
-from vpccni.lab.sim.kernel_checks import check_kernel, check_wired
+from vpccni.lab.sim import handover
+from vpccni.lab.sim.books import LastUse, NodeBook
+from vpccni.lab.sim.disk_checks import DiskChecks
+from vpccni.lab.sim.ec2_checks import reporting
+from vpccni.lab.sim.kernel_checks import check_kernel, check_reachable, check_wired
+from vpccni.lab.sim.leftovers import why_it_stays
 from vpccni.lab.sim.node import SimNode
 from vpccni.lab.sim.promises import BrokenPromiseError
 from vpccni.lab.sim.sandbox import Sandbox
 from vpccni.loops.write import fold_start
-from vpccni.model import Address, EniId, IntentId, LeaseId, SandboxKey, Stamp, host_cidr
+from vpccni.model import Address, EniId, LeaseId
 from vpccni.planner.assign import choose_address
-from vpccni.planner.reconcile import INSTANCE_TAG, NO_MANAGE_TAG
+from vpccni.planner.reconcile import NO_MANAGE_TAG
 from vpccni.ports import LogStart
 from vpccni.projections.snapshot import picture, restore, snapshot_of
-from vpccni.projections.state import State
 
-COOLDOWN_SLACK_S: Final = 5.0
-"""Between the stamp of a record and the instant at which it reached the disk, where no clock spans both stamps."""
-
-
+SETTLED_S: Final = 75.0
+"""After another one has served: within this we have looked at the whole kernel once more."""
 LINK_LOSS_SLACK_S: Final = 10.0
 """Until the loss of a NIC is on a slow disk."""
-PLANS_MAX: Final = 100
-PLANS_S: Final = 5.0
-"""More plans than that in so many seconds are a loop."""
 IDLE_LOOKS_MAX: Final = 3
 """In so many looks in a row the same address was free: what is being given away on a slow disk is so in fewer."""
-CALLS_MAX: Final = 150
-CALLS_S: Final = 30.0
-"""So many calls of one node in so many seconds are a storm; whole ENIs for a burst of pods are a third of that."""
-INTENDED: Final = {
-    "CreateNetworkInterface": "create",
-    "AttachNetworkInterface": "attach",
-    "ModifyNetworkInterfaceAttribute": "modify",
-    "AssignPrivateIpAddresses": "assign",
-    "UnassignPrivateIpAddresses": "unassign",
-    "DetachNetworkInterface": "detach",
-    "DeleteNetworkInterface": "delete",
-    "CreateTags": "tag",
-}
-"""By what kind of intent a call is covered."""
-
-P = ParamSpec("P")
 
 
-def _reporting(check: Callable[Concatenate[Checker, P], None]) -> Callable[Concatenate[Checker, P], None]:
-    """A check that is called from within somebody else's step: it reports and does not raise."""
+class Checker(DiskChecks):
+    """Follows everything that happens. ``cooldown_s`` is every node's; ``report`` gets each broken promise.
 
-    @functools.wraps(check)
-    def reporting(checker: Checker, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            check(checker, *args, **kwargs)
-        except BrokenPromiseError as error:
-            checker.report(str(error))
-        except InvariantBrokenError as error:
-            checker.report(f"what is on the disk does not fold: {error}")
-
-    return reporting
-
-
-class _OpenLease(msgspec.Struct):
-    address: Address
-    key: SandboxKey
-    lease: LeaseId
-    boot_id: str
-    boottime_ns: int
-
-
-class _NodeBook(msgspec.Struct):
-    """What is known of one node from outside."""
-
-    node: SimNode
-    leases: dict[LeaseId, _OpenLease] = {}
-    imaged: frozenset[LeaseId] = frozenset()
-    by_address: dict[Address, LeaseId] = {}
-    acked: dict[SandboxKey, Sandbox] = {}
-    intents: dict[IntentId, EffectIntended] = {}
-    calls: deque[float] = msgspec.field(default_factory=deque)
-    audit: State = msgspec.field(default_factory=State)
-    records: list[Record] = []
-    folds: dict[int, State] = {}
-    idle: tuple[str, int] = ("", 0)
-    plans: list[float] = []
-    boots: int = 1
-
-
-class Checker:
-    """Follows everything that happens. ``cooldown_s`` is every node's; ``report`` gets each broken promise."""
+    Attributes:
+        stays: Leases that nothing could end any more, as the last look found them, one sentence each.
+    """
 
     def __init__(self, region: Region, cooldown_s: float, report: Callable[[str], None]) -> None:
-        self.report = report
-        self._region = region
-        self._cooldown_s = cooldown_s
-        self._books: dict[str, _NodeBook] = {}
-        self._ended: dict[Address, tuple[float, Stamp, _NodeBook]] = {}
-        self._acked_at: dict[Address, Sandbox] = {}
-        self.checks = 0
+        super().__init__(region, cooldown_s, report)
+        self.stays: list[str] = []
 
     def follow(self, node: SimNode) -> None:
         """Begin with a node."""
-        self._books[node.name] = _NodeBook(node=node)
-
-    def image(self, node: SimNode, of: SimNode) -> None:
-        """A node's disk holds another one's log: those leases are the other's, and may end here."""
-        book, other = self._books[node.name], self._books[of.name]
-        book.leases = dict(other.leases)
-        book.imaged = frozenset(other.leases)
+        self._books[node.name] = NodeBook(node=node)
 
     # -- the runtime's side -----------------------------------------------------------------------
 
-    @_reporting
+    @reporting
     def on_acked(self, node: SimNode, sandbox: Sandbox) -> None:
         """An ADD was answered with success; ``sandbox.address`` is what it was given."""
         self.checks += 1
@@ -159,10 +83,26 @@ class Checker:
         if not is_linked and lost_s > LINK_LOSS_SLACK_S:
             raise BrokenPromiseError(f"{sandbox.told} was given {address} on {owner.id}, which has no link")
         check_wired(node, sandbox)
-        self._acked_at[address] = sandbox
+        self._take_in(book, sandbox)
+
+    @reporting
+    def on_original_acked(self, node: SimNode, sandbox: Sandbox) -> None:
+        """An ADD of the original's plugin has succeeded."""
+        self.checks += 1
+        before = self._acked_at.get(sandbox.address)
+        if before is not None and before is not sandbox:
+            raise BrokenPromiseError(
+                f"{sandbox.address} has two holders: {before.told} and {sandbox.told}, which the original wired"
+            )
+        check_reachable(node, sandbox)
+        self._take_in(self._books[node.name], sandbox)
+
+    def _take_in(self, book: NodeBook, sandbox: Sandbox) -> None:
+        sandbox.acked_at = book.node.loop.time()
+        self._acked_at[sandbox.address] = sandbox
         book.acked[sandbox.key] = sandbox
 
-    @_reporting
+    @reporting
     def on_repeated(self, node: SimNode, sandbox: Sandbox, address: Address) -> None:
         """A repeated ADD of an acknowledged sandbox was answered with success."""
         self.checks += 1
@@ -171,14 +111,14 @@ class Checker:
                 f"{sandbox.told} had {sandbox.address}; the same ADD again gave {address}"
             )
 
-    @_reporting
+    @reporting
     def on_refused(self, sandbox: Sandbox, verb: str, answer: Mapping[str, Any]) -> None:
         """A request was answered with an error."""
         self.checks += 1
         if answer.get("reason") in ("internal", "invariant_broken", "bad_request"):
             raise BrokenPromiseError(f"{verb} of {sandbox.told} was refused with {answer}")
 
-    @_reporting
+    @reporting
     def on_deleted(self, node: SimNode, sandbox: Sandbox) -> None:
         """A DEL was answered with success by an agent: its end is on the disk, or in the spool."""
         self.checks += 1
@@ -190,9 +130,10 @@ class Checker:
 
     def on_released(self, node: SimNode, sandbox: Sandbox) -> None:
         """The runtime gives the sandbox up: a DEL is sent, or never will be."""
+        book = self._books[node.name]
         if self._acked_at.get(sandbox.address) is sandbox:
             del self._acked_at[sandbox.address]
-        book = self._books[node.name]
+            self._last_use[sandbox.address] = LastUse(node.loop.time(), book, node.clock.boots)
         if book.acked.get(sandbox.key) is sandbox:
             del book.acked[sandbox.key]
 
@@ -203,197 +144,51 @@ class Checker:
         for sandbox in list(book.acked.values()):
             self.on_released(node, sandbox)
 
-    # -- the disk's side --------------------------------------------------------------------------
+    # -- who serves -------------------------------------------------------------------------------
 
-    @_reporting
-    def on_commit(self, node: SimNode, batch: Sequence[Stored]) -> None:
-        """A batch reached the disk."""
+    def is_living(self, node: SimNode, address: Address) -> bool:
+        """See :class:`vpccni.lab.sim.original.OriginalWatcher`. An open lease counts, too."""
+        return address in self._acked_at or address in self._books[node.name].by_address
+
+    def on_original_restored(
+        self, node: SimNode, kept: dict[Address, Row], listed: Collection[Address]
+    ) -> frozenset[Address]:
+        """See :class:`vpccni.lab.sim.original.OriginalWatcher`."""
+        self.checks += 1
         book = self._books[node.name]
-        self._check_spool(book)
-        for stored in batch:
-            self.checks += 1
-            if stored.kind == "plan_made":
-                self._on_plan(book)
-            if stored.kind not in _WATCHED:
-                continue
-            record = opened(stored)
-            match record.event:
-                case AddressAssigned():
-                    self._on_assigned(book, LeaseId(record.seq), record.stamp, record.event)
-                case LeaseEnded():
-                    self._on_ended(book, record.stamp, record.event)
-                case EffectIntended():
-                    book.intents[IntentId(record.seq)] = record.event
-                    self._on_intended(book, record.stamp, record.event)
-                case EffectConfirmed() | EffectFailed() | EffectAbandoned():
-                    book.intents.pop(record.event.intent, None)
-                case InvariantBroken():
-                    raise BrokenPromiseError(f"{node.name} reports {record.event}")
-                case _:
-                    pass
+        try:
+            return handover.lost_by_restore(book, list(book.acked.values()), kept, listed)
+        except BrokenPromiseError as error:
+            self.report(str(error))
+            return frozenset()
 
-    def _check_spool(self, book: _NodeBook) -> None:
-        """An entry is forgotten once its end of lease is on the disk, and not sooner."""
-        removed, book.node.spool.removed = book.node.spool.removed, []
-        for entry in removed:
-            request = json.loads(entry.body)
-            for lease in book.leases.values():
-                if (
-                    lease.key.container_id == request["containerId"]
-                    and lease.boot_id == entry.boot_id
-                    and lease.boottime_ns < entry.boottime_ns
-                ):
-                    raise BrokenPromiseError(
-                        f"{book.node.name} forgot the spooled DEL of {lease.key}, whose lease is open on the disk"
-                    )
-
-    def _on_plan(self, book: _NodeBook) -> None:
-        """The log tells what changes; a planner that is at odds with the writer would fill the disk."""
-        now = book.node.loop.time()
-        book.plans.append(now)
-        if len(book.plans) > PLANS_MAX and now - book.plans.pop(0) < PLANS_S:
-            raise BrokenPromiseError(f"{book.node.name} writes plan after plan: {PLANS_MAX} in {PLANS_S} s")
-
-    def _on_assigned(self, book: _NodeBook, lease: LeaseId, stamp: Stamp, event: AddressAssigned) -> None:
-        for binding in event.bindings:
-            address = binding.address
-            for other in self._books.values():
-                if address in other.by_address:
-                    held = other.leases[other.by_address[address]]
-                    raise BrokenPromiseError(
-                        f"{book.node.name} assigned {address} to {event.key} while {other.node.name} "
-                        f"has lease {held.lease} on it for {held.key}"
-                    )
-            self._check_rest(book, address, stamp, event)
-            if any(
-                (route.table, route.dst) == (POD_TABLE, host_cidr(address))
-                for route in book.node.kernel.state.routes
-            ):
-                raise BrokenPromiseError(
-                    f"{book.node.name} assigned {address} to {event.key} and still routes it to its last pod"
-                )
-            book.leases[lease] = _OpenLease(address, event.key, lease, stamp.boot_id, stamp.boottime_ns)
-            book.by_address[address] = lease
-
-    def _check_rest(self, book: _NodeBook, address: Address, stamp: Stamp, event: AddressAssigned) -> None:
-        ended = self._ended.get(address)
-        if ended is None:
-            return
-        rested, wanted = self._rested(book, ended, stamp)
-        if rested < wanted:
-            raise BrokenPromiseError(
-                f"{book.node.name} assigned {address} to {event.key} {rested:.2f} s after its last lease ended"
-            )
-
-    def _rested(
-        self, book: _NodeBook, ended: tuple[float, Stamp, _NodeBook], stamp: Stamp
-    ) -> tuple[float, float]:
-        """How long an address has rested, and how long it must have, as well as can be told from outside."""
-        at, since, before = ended
-        if before is book and since.boot_id == stamp.boot_id:
-            return (stamp.boottime_ns - since.boottime_ns) / 1e9, self._cooldown_s
-        if before is book and book.node.clock.was_set_forward_over(since.boot_id):
-            return 0.0, 0.0
-        return book.node.loop.time() - at, self._cooldown_s - COOLDOWN_SLACK_S
-
-    def _on_ended(self, book: _NodeBook, stamp: Stamp, event: LeaseEnded) -> None:
-        held = book.leases.pop(event.lease, None)
-        if held is None:
-            raise BrokenPromiseError(f"{book.node.name} ended lease {event.lease}, which was not open")
-        if event.lease in book.imaged:
-            return  # The other one's address, which never was in use here.
-        book.by_address.pop(held.address, None)
-        if event.was_wired:
-            self._ended[held.address] = (book.node.loop.time(), stamp, book)
-        sandbox = book.acked.get(held.key)
-        if sandbox is not None:
-            raise BrokenPromiseError(
-                f"{book.node.name} ended lease {event.lease} of {sandbox.told} ({sandbox.address}), which is "
-                f"acknowledged and alive: cause {event.cause}, sources {list(event.sources)}"
-            )
-
-    def _on_intended(self, book: _NodeBook, stamp: Stamp, event: EffectIntended) -> None:
-        inside: set[str] = set()
-        if event.kind == "unassign":
-            inside = {cidr.removesuffix("/32") for cidr in event.cidrs}
-        elif event.kind in ("detach", "delete"):
-            owner = self._region.world.enis.get(event.eni)
-            inside = set(owner.addresses) if owner is not None else set()
-        covered = [address for address in book.by_address if address in inside]
-        for address in sorted(inside & self._ended.keys()):
-            rested, wanted = self._rested(book, self._ended[Address(address)], stamp)
-            if rested < wanted and self._ended[Address(address)][2] is book:
-                covered.append(Address(address))
-        if covered:
-            raise BrokenPromiseError(
-                f"{book.node.name} intends {event.kind} of {event.eni} over {covered}, leased or resting"
-            )
-
-    # -- EC2's side -------------------------------------------------------------------------------
-
-    @_reporting
-    def on_call(self, sender: str, action: str, params: Mapping[str, Any]) -> None:
-        """See :class:`vpccni.lab.sim.cloud.Watcher`."""
+    @reporting
+    def on_exported(self, node: SimNode, content: bytes) -> None:
+        """Our agent has replaced the checkpoint file."""
         self.checks += 1
-        book = self._books[sender]
-        now = book.node.loop.time()
-        book.calls.append(now)
-        if len(book.calls) > CALLS_MAX and now - book.calls.popleft() < CALLS_S:
-            raise BrokenPromiseError(f"{sender} storms EC2: {CALLS_MAX} calls in {CALLS_S} s, now {action}")
-        kind = INTENDED.get(action)
-        if kind is None:
-            return
-        eni = self._concerned(action, params)
-        if eni is not None:
-            holder = eni.attachment.instance.id if eni.attachment else eni.tags.get(INSTANCE_TAG, "")
-            if holder != book.node.instance.id or eni.tags.get(NO_MANAGE_TAG) == "true":
-                raise BrokenPromiseError(f"{action} by {sender} is about {eni.id}, which is not its own")
-        if not any(intent.kind == kind and _covers(intent, params) for intent in book.intents.values()):
-            raise BrokenPromiseError(f"{action} by {sender} leaves and no open intent on the disk covers it")
+        handover.check_exported(self._books[node.name], content)
 
-    def before_call(self, sender: str, action: str, params: Mapping[str, Any]) -> object:
-        """See :class:`vpccni.lab.sim.cloud.Watcher`."""
-        if action not in ("UnassignPrivateIpAddresses", "DetachNetworkInterface", "DeleteNetworkInterface"):
-            return None
-        eni = self._concerned(action, params)
-        return (eni, frozenset(eni.addresses) if eni.attachment is not None else frozenset()) if eni else None
+    @reporting
+    def on_kernel_change(self, node: SimNode, difference: Difference) -> None:
+        """Our agent changes the kernel."""
+        handover.check_kernel_change(node, difference)
 
-    @_reporting
-    def after_call(self, sender: str, action: str, outcome: str, before: object) -> None:
-        """See :class:`vpccni.lab.sim.cloud.Watcher`."""
+    @reporting
+    def on_end(self, node: SimNode, *, is_clean: bool) -> None:
+        """Our agent ends."""
         self.checks += 1
-        if not isinstance(before, tuple):
-            return
-        eni, had = before
-        has: frozenset[str] = frozenset()
-        if eni.attachment is not None and eni.attachment.status != "detaching":
-            has = frozenset(eni.addresses)
-        for address in sorted(had - has):
-            sandbox = self._acked_at.get(address)
-            if sandbox is not None:
-                raise BrokenPromiseError(f"{action} by {sender} took {address} from {sandbox.told}")
-            for book in self._books.values():
-                lease = book.by_address.get(address)
-                if lease is not None:
-                    raise BrokenPromiseError(
-                        f"{action} by {sender} took {address}, on which {book.node.name} has lease {lease}"
-                    )
-
-    def _concerned(self, action: str, params: Mapping[str, Any]) -> Eni | None:
-        if action == "DetachNetworkInterface":
-            return self._region.world.eni_of_attachment.get(params.get("AttachmentId", ""))
-        return self._region.world.enis.get(params.get("NetworkInterfaceId", ""))
-
-    def _owner(self, address: str) -> Eni | None:
-        for subnet in self._region.world.subnets.values():
-            holder = subnet.addresses.holder_of(address)
-            if holder is not None and holder.startswith("eni-"):
-                return self._region.world.enis.get(holder)
-        return None
+        book, now = self._books[node.name], node.loop.time()
+        is_writing = node.checkpoints.is_writable and handover.may_export(node)
+        if not is_clean:
+            is_writing &= now - book.may_export_since >= handover.SETTLES_S
+        book.left = ("clean" if is_clean else "killed", now, is_writing)
+        book.may_export_since = float("inf")
+        if is_clean:
+            handover.check_last_export(book)
 
     # -- now and then -----------------------------------------------------------------------------
 
-    @_reporting
+    @reporting
     def audit(self, node: SimNode) -> None:
         """Live state, fold from zero and fold from snapshots agree; what is acknowledged is in the books."""
         self.checks += 1
@@ -423,16 +218,22 @@ class Checker:
         if live.head == book.audit.head:
             _compare(node, "live state", picture(live), folded)
         told = {address for pod in pods_view(live, node.clock.now()) for address in pod["addresses"]}
+        if not agent.recovery.is_done or node.original.is_running:
+            return
+        is_settled = node.loop.time() - node.original.ended_at > SETTLED_S
         for sandbox in book.acked.values():
-            if sandbox.address not in told:
+            if sandbox.address not in told and node.loop.time() - sandbox.acked_at > SETTLED_S:
                 raise BrokenPromiseError(f"/v1/pods has forgotten {sandbox.told} with {sandbox.address}")
-            check_wired(node, sandbox)
+            if is_settled:
+                (check_wired if sandbox.served_by == "ours" else check_reachable)(node, sandbox)
 
-    @_reporting
+    @reporting
     def look_at_waiting(self, node: SimNode) -> None:
         """Called every few seconds: nobody waits for an address while there is one."""
         self.checks += 1
         book, agent = self._books[node.name], node.agent
+        handover.check_told(node)
+        handover.check_export_is_current(book)
         free = ""
         if agent is not None and agent.writer.waiting > 0 and agent.readiness.refusal() is None:
             chosen = choose_address(agent.writer.state, node.clock.now(), self._cooldown_s)
@@ -442,16 +243,23 @@ class Checker:
         if free and book.idle[1] >= IDLE_LOOKS_MAX:
             raise BrokenPromiseError(f"{node.name}: ADDs wait although nobody has {free}")
 
-    @_reporting
+    @reporting
     def after_boot(self, node: SimNode) -> None:
         """An agent has started: what was leased in another boot is no more."""
-        for lease in self._books[node.name].leases.values():
+        book = self._books[node.name]
+        for lease in book.leases.values():
             if lease.boot_id != node.clock.boot_id:
                 raise BrokenPromiseError(f"{node.name} keeps {lease} over a reboot")
 
-    @_reporting
+    @reporting
     def no_orphans(self) -> None:
-        """Minutes after the last fault nothing is attached nowhere: every open intent has been settled."""
+        """Minutes after the last fault nothing is attached nowhere: every open intent has been settled.
+
+        What only a lost log knew of, or what the original left, is found by the hourly look alone.
+        """
+        books = self._books.values()
+        if any(book.had_lost_log or book.node.original.left_behind for book in books):
+            return
         for eni in self._region.world.enis.values():
             if eni.attachment is None and NO_MANAGE_TAG not in eni.tags:
                 raise BrokenPromiseError(
@@ -460,7 +268,7 @@ class Checker:
 
     # -- at the end -------------------------------------------------------------------------------
 
-    @_reporting
+    @reporting
     def finish(self) -> None:
         """Nothing is left over after a long rest: no orphan, no open intent, no leaked lease, a pool in order."""
         world = self._region.world
@@ -471,7 +279,7 @@ class Checker:
             self.audit(book.node)
             self._finish_node(book)
 
-    def _finish_node(self, book: _NodeBook) -> None:
+    def _finish_node(self, book: NodeBook) -> None:
         node = book.node
         if node.agent is None:
             raise BrokenPromiseError(f"{node.name} has no agent")
@@ -486,8 +294,12 @@ class Checker:
             raise BrokenPromiseError(f"{node.name}: {node.agent.writer.waiting} ADDs wait")
         leased = {held.address for held in book.leases.values()}
         held = {sandbox.address for sandbox in book.acked.values()}
-        if leased != held:
-            leaked = [book.leases[book.by_address[each]] for each in sorted(leased - held)]
+        leaked = []
+        for lease_id in [book.by_address[each] for each in sorted(leased - held)]:
+            why = why_it_stays(node, state.leases[lease_id])
+            self.stays += [why] if why else []
+            leaked += [] if why else [book.leases[lease_id]]
+        if leaked or held - leased:
             raise BrokenPromiseError(f"{node.name} leaked {leaked}, lost {sorted(held - leased)}")
         owned = {
             EniId(eni.id): set(eni.secondaries)
@@ -508,7 +320,7 @@ class Checker:
         ]
         if outliving:
             raise BrokenPromiseError(f"{node.name} would leave {outliving} behind when it is terminated")
-        check_kernel(node, list(book.acked.values()))
+        check_kernel(node, list(book.acked.values()), leased)
         self._finish_pool(node, sum(map(len, owned.values())), len(leased))
 
     def _finish_pool(self, node: SimNode, owned: int, used: int) -> None:
@@ -535,28 +347,6 @@ class Checker:
             raise BrokenPromiseError(
                 f"{node.name}: the pool owns {owned} ({used} used, {free} free); it should own {low} to {high}"
             )
-
-
-_WATCHED: Final = frozenset(
-    {
-        "address_assigned",
-        "lease_ended",
-        "effect_intended",
-        "effect_confirmed",
-        "effect_failed",
-        "effect_abandoned",
-        "invariant_broken",
-    }
-)
-
-
-def _covers(intent: EffectIntended, params: Mapping[str, Any]) -> bool:
-    """Whether a call is the one that was intended, by what it is about."""
-    if intent.kind == "create":
-        return bool(intent.token == params.get("ClientToken"))
-    if intent.kind == "detach":
-        return bool(intent.attachment == params.get("AttachmentId"))
-    return bool(intent.eni == params.get("NetworkInterfaceId"))
 
 
 def _unpacked(node: SimNode, snapshot: Any) -> Any:

@@ -6,7 +6,7 @@ Its processes may die between any two steps, so wiring and unwiring can stop bef
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -50,37 +50,68 @@ def wire(
 ) -> int:
     """Wire a pod; see ``FakeKernel.wire_as_original``."""
     done = _steps_before(until, WIRING)
-    name = host_veth_name(veth_prefix, pod.namespace, pod.name)
-    for link in [each for each in node.state.links.values() if each.ifname == name]:
-        node.drop_link(link.ifindex)
+    steps = wiring_of(
+        node, pod, netns=netns, address=address, table=table, ifname=ifname, veth_prefix=veth_prefix
+    )
     if not done:
+        _drop_named(node, host_veth_name(veth_prefix, pod.namespace, pod.name))
         return 0
-    link, inside = _make_veth(node, name, netns, ifname)
+    for step, action in steps:
+        if step in done:
+            action()
+    state = node.state
+    return next(each.host_ifindex for name, each in state.netns[netns].interfaces.items() if name == ifname)
+
+
+def wiring_of(
+    node: FakeNode,
+    pod: PodRef,
+    *,
+    netns: str,
+    address: str,
+    table: int,
+    ifname: str,
+    veth_prefix: str,
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The steps of wiring a pod, one after the other: the name of each, and what does it."""
+    made: list[tuple[LinkSeen, FakeInterface]] = []
+    name = host_veth_name(veth_prefix, pod.namespace, pod.name)
+
+    def make_veth() -> None:
+        _drop_named(node, name)
+        made.append(_make_veth(node, name, netns, ifname))
+
+    yield "create_veth", make_veth
+    link, inside = made[0]
 
     def set_up() -> None:
-        node.put_link(msgspec.structs.replace(link, is_up=True))
+        if link.ifindex in node.state.links:
+            node.put_link(msgspec.structs.replace(link, is_up=True))
 
     def add_neighbour() -> None:
         inside.neighbours[POD_GATEWAY] = link.mac
+
+    def add_route() -> None:
+        if link.ifindex in node.state.links:
+            node.set_route(Route(table=MAIN_TABLE, dst=host_cidr(address), ifindex=link.ifindex))
 
     def add_from_rule() -> None:
         if table != MAIN_TABLE:
             node.add_rule(_from_rule(address, table))
 
-    host_route = Route(table=MAIN_TABLE, dst=host_cidr(address), ifindex=link.ifindex)
-    actions: dict[str, Callable[[], object]] = {
-        "host_up": set_up,
-        "pod_gateway_route": lambda: inside.routes.add((host_cidr(POD_GATEWAY), "")),
-        "pod_default_route": lambda: inside.routes.add((DEFAULT_DST, POD_GATEWAY)),
-        "pod_address": lambda: inside.addresses.add(host_cidr(address)),
-        "pod_neighbour": add_neighbour,
-        "host_route": lambda: node.set_route(host_route),
-        "to_rule": lambda: node.add_rule(_to_rule(address)),
-        "from_rule": add_from_rule,
-    }
-    for step in done[1:]:
-        actions[step]()
-    return link.ifindex
+    yield "host_up", set_up
+    yield "pod_gateway_route", lambda: inside.routes.add((host_cidr(POD_GATEWAY), ""))
+    yield "pod_default_route", lambda: inside.routes.add((DEFAULT_DST, POD_GATEWAY))
+    yield "pod_address", lambda: inside.addresses.add(host_cidr(address))
+    yield "pod_neighbour", add_neighbour
+    yield "host_route", add_route
+    yield "to_rule", lambda: node.add_rule(_to_rule(address))
+    yield "from_rule", add_from_rule
+
+
+def _drop_named(node: FakeNode, name: str) -> None:
+    for link in [each for each in node.state.links.values() if each.ifname == name]:
+        node.drop_link(link.ifindex)
 
 
 def unwire(node: FakeNode, *, address: str, table: int, until: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from vpccni.errors import Reason, TransientError
 from vpccni.evidence import PodSeen
 from vpccni.model import PodRef
@@ -20,6 +22,7 @@ class FakeKubernetesNode:
         is_down: Whether every question fails.
         is_policy_forbidden: Whether we may not list PolicyEndpoint objects.
         stale: What an API server that is behind answers instead of ``uids``; ``None`` when it is not.
+        answer_s: How long every answer takes.
         questions: How many were asked.
     """
 
@@ -32,6 +35,7 @@ class FakeKubernetesNode:
         self.is_down = False
         self.is_policy_forbidden = False
         self.stale: frozenset[str] | None = None
+        self.answer_s = 0.0
         self.questions = 0
 
     def put(self, pod: PodSeen) -> None:
@@ -41,25 +45,25 @@ class FakeKubernetesNode:
 
     async def max_pods(self) -> int | None:
         """See ``KubernetesNode.max_pods``."""
-        self._answer()
+        await self._answer()
         return self.max_pods_value
 
     async def pod_uids(self) -> frozenset[str]:
         """See ``KubernetesNode.pod_uids``."""
-        self._answer()
+        await self._answer()
         if self.stale is not None:
             return self.stale
         return frozenset(self.uids | self.mirrors.keys() | set(self.mirrors.values()))
 
     async def pods(self) -> tuple[PodSeen, ...]:
         """See ``KubernetesNode.pods``."""
-        self._answer()
+        await self._answer()
         uids = self.uids if self.stale is None else self.stale
         return tuple(self.seen.get(uid) or PodSeen(pod=PodRef(uid=uid)) for uid in sorted(uids))
 
     async def policy_endpoints(self) -> tuple[str, ...]:
         """See ``KubernetesNode.policy_endpoints``."""
-        self._answer()
+        await self._answer()
         if self.is_policy_forbidden:
             raise TransientError(Reason.INTERNAL, "API server: GET policyendpoints: HTTP 403")
         return tuple(sorted(self.policies))
@@ -67,7 +71,9 @@ class FakeKubernetesNode:
     async def close(self) -> None:
         """Nothing to release."""
 
-    def _answer(self) -> None:
+    async def _answer(self) -> None:
         self.questions += 1
+        if self.answer_s:
+            await asyncio.sleep(self.answer_s)
         if self.is_down:
             raise TransientError(Reason.INTERNAL, "API server: down")

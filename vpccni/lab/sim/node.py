@@ -4,40 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
 from vpccni.adapters.imds import ImdsV2
-from vpccni.adapters.log_memory import MemoryLog, MemoryStore
 from vpccni.errors import VpccniError
 from vpccni.events.envelope import Stored
 from vpccni.lab.ec2 import LinkPlugged, Region
-from vpccni.lab.ec2.entities import Instance
-from vpccni.lab.sim.checkpoint import FakeCheckpoints
+from vpccni.lab.ec2.entities import Eni, Instance
+from vpccni.lab.sim.clock import VirtualClock
 from vpccni.lab.sim.cloud import Cloud
+from vpccni.lab.sim.disk import SYNC_S, Disk, DiskLog, NodeCheckpoints
 from vpccni.lab.sim.ec2 import adapter_over
 from vpccni.lab.sim.faults import Fault
 from vpccni.lab.sim.kernel import FakeKernel
+from vpccni.lab.sim.kernel_watched import SimKernel
 from vpccni.lab.sim.kubernetes import FakeKubernetesNode
 from vpccni.lab.sim.loop import Life, VirtualLoop
+from vpccni.lab.sim.original import Original
 from vpccni.lab.sim.predecessor import FakePredecessor
 from vpccni.lab.sim.runtime import FakeRuntimeCache
 from vpccni.lab.sim.spool import FakeSpool
 from vpccni.lab.sim.trace import Trace
+from vpccni.lab.sim.watchers import NodeWatcher, Observer
 from vpccni.loops.agent import Agent, Ports
 from vpccni.loops.serve_cni import Reply
-from vpccni.model import Stamp
+from vpccni.planner.reconcile import NO_MANAGE_TAG
 from vpccni.ports import Ec2, KubernetesNode
 from vpccni.settings import Settings
 
-EPOCH_NS: Final = 1_780_000_000 * 10**9
 IMDS_TIMEOUT_S: Final = 2.0
 STOP_DEADLINE_S: Final = 5.0
 LINK_DELAY_S: Final = 0.05
-KERNEL_LATENCY_S: Final = 0.002
-SYNC_S: Final = 0.001
+INSTALL_S: Final = 0.05
+"""Between two looks whether it is time to put our executable in place."""
+YESTERDAY_S: Final = 60.0
+"""After a reboot the API server goes on listing the pods of before for so long."""
 
 
 class Killed(BaseException):
@@ -46,73 +50,6 @@ class Killed(BaseException):
 
 class AwayError(Exception):
     """Nobody answered in time."""
-
-
-class Observer(Protocol):
-    """Who is told what happens on a node."""
-
-    def on_commit(self, node: SimNode, batch: Sequence[Stored]) -> None:
-        """A batch reached the disk."""
-
-    def on_start(self, node: SimNode) -> None:
-        """An agent has read its log and accepts requests."""
-
-    def on_exit(self, node: SimNode, error: BaseException | None) -> None:
-        """An agent ended by itself."""
-
-
-class VirtualClock:
-    """Wall and boot time that follow the loop."""
-
-    def __init__(self, loop: VirtualLoop, name: str) -> None:
-        self._loop = loop
-        self._name = name
-        self.boots = 0
-        self.wall_offset_ns = EPOCH_NS
-        self._forward: list[int] = []
-        self._booted_at_ns = -10 * 10**9
-        self.boot_id = ""
-        self.boot()
-
-    def boot(self) -> None:
-        """The machine starts anew."""
-        self.boots += 1
-        self.boot_id = f"{self._name}-boot-{self.boots}"
-        if self.boots > 1:
-            self._booted_at_ns = int(self._loop.time() * 1e9) - 5 * 10**9
-
-    def step_wall(self, seconds: float) -> None:
-        """Somebody sets the wall clock."""
-        self.wall_offset_ns += int(seconds * 1e9)
-        if seconds > 0:
-            self._forward.append(self.boots)
-
-    def was_set_forward_over(self, boot_id: str) -> bool:
-        """Whether time since that boot can only be measured by a wall clock that was set forward meanwhile."""
-        boots = int(boot_id.rpartition("-")[2])
-        return self.boots > boots and any(step >= boots for step in self._forward)
-
-    def now(self) -> Stamp:
-        """See ``Clock.now``."""
-        passed = int(self._loop.time() * 1e9)
-        return Stamp(self.wall_offset_ns + passed, passed - self._booted_at_ns, self.boot_id)
-
-
-class Disk(MemoryStore):
-    """The log's disk; tells of every batch that it keeps."""
-
-    def __init__(self, told: Callable[[Sequence[Stored]], None], wrote: Callable[[], None]) -> None:
-        super().__init__(sync_s=SYNC_S)
-        self._told = told
-        self._wrote = wrote
-
-    def _apply(self, batch: list[Stored]) -> None:
-        super()._apply(batch)
-        self._told(batch)
-
-    async def _write(self, log: MemoryLog, batch: list[Stored]) -> None:
-        self._wrote()
-        await super()._write(log, batch)
 
 
 class SimNode:
@@ -124,6 +61,12 @@ class SimNode:
         lost_links: NICs that vanished although they are attached, by MAC, and when.
         starts: How many agents were started.
         is_dormant: The machine has not been started yet.
+        plugin: Whose executable the runtime calls: ``ours`` or ``original``.
+        original: amazon-vpc-cni-k8s, which may live here before or in between.
+        started_at: When our latest agent was started.
+        last_export_at: When our agent last replaced the checkpoint file.
+        misled_at: When a source last went wrong.
+        handed_back_at: When an operator was told that the original may be started; ``None`` when he was not.
     """
 
     def __init__(
@@ -136,6 +79,7 @@ class SimNode:
         settings: Settings,
         trace: Trace,
         observer: Observer,
+        watcher: NodeWatcher,
         seed: int,
     ) -> None:
         self.name = name
@@ -146,16 +90,23 @@ class SimNode:
         self.settings = settings
         self.trace = trace
         self.observer = observer
+        self.watcher = watcher
         self._seed = seed
         self.clock = VirtualClock(loop, name)
         self.store = Disk(self._on_batch, self._on_write)
+        self.store.now = loop.time
         self.kernel = self._new_kernel()
         self.spool = FakeSpool(sync_s=SYNC_S)
         self.kube = FakeKubernetesNode()
         self.cache = FakeRuntimeCache()
-        self.checkpoints = FakeCheckpoints(now_ns=lambda: self.clock.now().wall_ns, sync_s=SYNC_S)
+        self.checkpoints = self._new_checkpoints()
         self.predecessor = FakePredecessor()
         self.is_marked = False
+        self.plugin = "ours"
+        self.original = Original(self, watcher, seed)
+        self.handed_back_at: float | None = None
+        self.misled_at = float("-inf")
+        self.started_at = self.last_export_at = float("-inf")
         self.life: Life | None = None
         self.agent: Agent | None = None
         self.starts = 0
@@ -172,9 +123,25 @@ class SimNode:
     # -- the machine ------------------------------------------------------------------------------
 
     def _new_kernel(self) -> FakeKernel:
-        return FakeKernel(latency_s=KERNEL_LATENCY_S, fault=self._on_wiring)
+        return SimKernel(self)
 
-    def _on_wiring(self, step: str) -> None:
+    def _new_checkpoints(self) -> NodeCheckpoints:
+        return NodeCheckpoints(
+            now_ns=lambda: self.clock.now().wall_ns,
+            point=lambda: self.pass_point("exporting"),
+            written=self._on_exported,
+        )
+
+    def _on_exported(self, content: bytes) -> None:
+        self.last_export_at = self.loop.time()
+        self.watcher.on_exported(self, content)
+
+    def is_managed(self, eni: Eni) -> bool:
+        """Whether an ENI of the machine is there for pods."""
+        return eni.tags.get(NO_MANAGE_TAG) != "true"
+
+    def on_wiring(self, step: str) -> None:
+        """A step of the kernel's on a sandbox."""
         self.pass_point("wiring")
         if self.life is not None and self.life.is_over:
             raise Killed
@@ -190,8 +157,7 @@ class SimNode:
     def bake(self, of: SimNode) -> None:
         """The disk becomes a copy of another machine's, as one that was started from an image of that has."""
         self.trace(f"{self.name} disk of {of.name}")
-        self.store.events[:] = of.store.events
-        self.store.snapshots[:] = of.store.snapshots
+        self.store.become(of.store)
 
     def plugged(self, event: LinkPlugged) -> None:
         """EC2 gives the machine a NIC; the kernel sees it a little later."""
@@ -243,11 +209,18 @@ class SimNode:
 
     # -- the agent's process ----------------------------------------------------------------------
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no agent of ours runs, and none is about to be started by itself."""
+        is_over = self.life is None or self.life.is_over
+        return is_over and self._restart is None and not self.is_dormant
+
     def start(self) -> None:
         """Start an agent."""
         self._restart = None
         self.is_dormant = False
         self.starts += 1
+        self.started_at = self.loop.time()
         life = Life(f"{self.name}#{self.starts}")
         self.life = life
         self.trace(f"{self.name} start {self.starts}")
@@ -265,15 +238,32 @@ class SimNode:
             if not life.is_over:
                 self.kill(restart_s=1.0)
             return
+        except Exception as error:
+            self._exited(life, error)
+            raise
         self.agent = agent
         self.observer.on_start(self)
         if self._wait_accept is not None:
             self._wait_accept.set_result(None)
             self._wait_accept = None
         running = self._running = self.loop.create_task(agent.run(), name="agent")
+        if self.plugin != "ours":
+            self.loop.create_task(self._install(agent), name="install")
         await asyncio.wait([running])
         if not running.cancelled():
             self._exited(life, running.exception())
+
+    def on_original_end(self) -> None:
+        """The original is gone: an agent that has waited beside it serves again, by its own executable."""
+        if self.agent is not None and self.life is not None and not self.life.is_over:
+            self.loop.create_task(self._install(self.agent), name="install", context=self.life.context())
+
+    async def _install(self, agent: Agent) -> None:
+        """Our executable takes the other's place as soon as it is known who lives here."""
+        while not agent.recovery.is_done:  # noqa: ASYNC110 - as the agent's own entry does
+            await asyncio.sleep(INSTALL_S)
+        self.trace(f"{self.name} installs")
+        self.plugin = "ours"
 
     def _ports(self, life: Life) -> Ports:
         self.cache.reopen()
@@ -287,10 +277,10 @@ class SimNode:
             return self.kube
 
         return Ports(
-            log=MemoryLog(self.store),
+            log=DiskLog(self.store),
             clock=self.clock,
             ec2=get_ec2,
-            imds=ImdsV2(exchange=self._imds),
+            imds=ImdsV2(exchange=self.imds),
             kubernetes=get_kubernetes,
             kernel=self.kernel,
             runtime=self.cache,
@@ -304,7 +294,8 @@ class SimNode:
         """What STATUS would be answered by while no agent is there."""
         self.is_marked = is_ready
 
-    async def _imds(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]:
+    async def imds(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]:
+        """The metadata service, asked from this machine."""
         lower = {name.lower(): value for name, value in headers.items()}
         reply = self.region.imds.request(self.instance.id, method, "/" + path, lower, self.loop.time())
         self.trace(f"{self.name} imds {path} {0 if reply.hangs else reply.status}")
@@ -320,18 +311,22 @@ class SimNode:
         if not life.is_over:
             self.kill(restart_s=1.0)
 
-    def kill(self, *, restart_s: float, is_torn: bool = False, is_sent: bool = True) -> None:
+    def kill(
+        self, *, restart_s: float, is_torn: bool = False, is_sent: bool = True, is_clean: bool = False
+    ) -> None:
         """SIGKILL, and a new agent after a while.
 
         Args:
             restart_s: Until the next agent starts; below 0 for never.
             is_torn: The batch that was being written reached the disk.
             is_sent: EC2 requests that were under way arrive there.
+            is_clean: It has come to its end by itself, after SIGTERM.
         """
         life = self.life
         self.crash_wanted = None
         if life is not None and not life.is_over:
             self.trace(f"{self.name} killed after {life.steps}")
+            self.watcher.on_end(self, is_clean=is_clean)
             self.loop.end(life)
             self._forget_agent()
             self.store.crash(keep_torn=is_torn)
@@ -352,7 +347,7 @@ class SimNode:
         self._exchanges.clear()
 
     def stop(self, restart_s: float) -> None:
-        """SIGTERM, and a new agent a while after its end."""
+        """SIGTERM, and a new agent a while after its end; below 0 for never."""
         if self.agent is None or self.life is None or self.life.is_over:
             return
         self.trace(f"{self.name} sigterm")
@@ -370,7 +365,7 @@ class SimNode:
             self._running.cancel()
         await agent.stop()
         if not life.is_over:
-            self.kill(restart_s=restart_s)
+            self.kill(restart_s=restart_s, is_clean=True)
 
     def write_snapshot(self) -> None:
         """The agent writes a snapshot now: it does so by itself only after thousands of records."""
@@ -387,17 +382,22 @@ class SimNode:
             self.trace(f"{self.name} snapshot of {records}")
 
     def reboot(self, down_s: float, *, is_sent: bool = True) -> None:
-        """Power off and on: kernel, sandboxes and ``/var/run`` are gone, the log stays."""
+        """Power off and on: kernel, sandboxes and ``/var/run`` are gone; log and runtime's cache stay."""
         self.kill(restart_s=-1, is_sent=is_sent)
+        is_original = self.original.is_running
+        self.original.stop()
+        self.handed_back_at = None
         self.clock.boot()
         self.kernel = self._new_kernel()
         self.spool = FakeSpool(sync_s=SYNC_S)
-        self.cache = FakeRuntimeCache()
-        self.checkpoints = FakeCheckpoints(now_ns=lambda: self.clock.now().wall_ns, sync_s=SYNC_S)
-        self.kube.uids.clear()
+        self.checkpoints = self._new_checkpoints()
+        self.loop.call_outside(YESTERDAY_S, self.kube.uids.difference_update, frozenset(self.kube.uids))
         self.trace(f"{self.name} reboot {self.clock.boot_id}")
         self.plug_all()
-        self._restart = self.loop.call_outside(down_s, self.start)
+        if is_original:
+            self.original.start_later(down_s)
+        else:
+            self._restart = self.loop.call_outside(down_s, self.start)
 
     # -- crashes ----------------------------------------------------------------------------------
 

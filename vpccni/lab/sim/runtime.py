@@ -47,6 +47,10 @@ class FakeRuntimeCache:
         self.known.discard((key.network, key.container_id, key.ifname))
         self.modified_ns = max(self.modified_ns, now_ns)
 
+    def has_shown(self, network: str) -> bool:
+        """Whether the agent that has it open has seen an entry of a network."""
+        return network in self._networks_seen
+
     def reopen(self) -> None:
         """A new agent opens it: what the one before has seen is forgotten."""
         self._networks_seen.clear()

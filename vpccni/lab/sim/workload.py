@@ -13,9 +13,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from vpccni.errors import VpccniError
+from vpccni.evidence import CachedResult, PodSeen
 from vpccni.lab.sim.invariants import Checker
 from vpccni.lab.sim.node import AwayError, SimNode
-from vpccni.lab.sim.sandbox import NETWORK, Sandbox
+from vpccni.lab.sim.sandbox import NAMESPACE, NETWORK, Sandbox
+from vpccni.model import PodRef
 
 CONNECT_S: Final = 30.0
 DEL_CONNECT_S: Final = 2.0
@@ -23,6 +25,8 @@ ADD_ANSWER_S: Final = 85.0
 DEL_ANSWER_S: Final = 20.0
 SANDBOX_TRIES: Final = 4
 DEL_TRIES: Final = 5
+PLUGINS: Final = ("aws-cni", "egress-cni", "portmap")
+"""What both conflists name."""
 PROBE_S: Final = 5.0
 """Of a pod on a node at rest: even if an ENI has to be made for it."""
 
@@ -157,7 +161,11 @@ class Kubelet:
                 break
         while sandbox is not None:
             await self._pause(rng.expovariate(1.0 / lives_s))
-            if rng.random() < 0.2 and not sandbox.is_given_up:
+            if (
+                rng.random() < 0.2
+                and not sandbox.is_given_up
+                and sandbox.served_by == self._node.plugin == "ours"
+            ):
                 await self._repeat(sandbox, rng.choice(("ADD", "ADD", "CHECK")))
             if self._is_closing.is_set() and rng.random() < 0.5:
                 return
@@ -226,6 +234,8 @@ class Kubelet:
         if verb in ("ADD", "DEL"):
             self._count()
         self._node.trace(f"{sandbox.told} {verb}")
+        if self._node.plugin == "original":
+            return await self._ask_original(sandbox, verb)
         agent = self._node.agent
         try:
             status, answer = await self._node.exchange(
@@ -242,6 +252,19 @@ class Kubelet:
             self._checker.on_refused(sandbox, verb, answer)
         return status, answer
 
+    async def _ask_original(self, sandbox: Sandbox, verb: str) -> tuple[int, dict[str, Any]]:
+        """The runtime calls the original's executable. A killed one is cancelled here, in the middle of its work."""
+        status, answer = 200, dict[str, Any]()
+        if verb == "ADD":
+            sandbox.served_by = "original"
+            status, answer = await self._node.original.add(sandbox)
+        elif verb == "DEL":
+            await self._node.original.delete(sandbox)
+        told = answer.get("reason") or ",".join(ip["address"] for ip in answer.get("ips", ()))
+        self._node.trace(f"{sandbox.told} {verb} by the original {status} {told}")
+        self._refusal = str(answer.get("reason", ""))
+        return status, answer
+
     async def _add(self, sandbox: Sandbox) -> bool:
         try:
             status, answer = await self._ask(sandbox, "ADD", sandbox.request("ADD"))
@@ -250,9 +273,40 @@ class Kubelet:
         if status != 200 or sandbox.is_given_up:
             return False
         sandbox.address = answer["ips"][0]["address"].removesuffix("/32")
-        self._node.cache.known.add((NETWORK, sandbox.container_id, "eth0"))
-        self._checker.on_acked(self._node, sandbox)
+        sandbox.interfaces = tuple(answer["interfaces"])
+        self._remember(sandbox)
+        if sandbox.served_by == "ours":
+            self._checker.on_acked(self._node, sandbox)
+        else:
+            self._checker.on_original_acked(self._node, sandbox)
         return True
+
+    def _remember(self, sandbox: Sandbox) -> None:
+        """The runtime keeps the result, and the pod's status gets its address."""
+        node = self._node
+        pod = PodRef(NAMESPACE, sandbox.pod, sandbox.uid)
+        node.cache.put(
+            CachedResult(
+                file=f"{NETWORK}-{sandbox.container_id}-eth0",
+                key=sandbox.key,
+                pod=pod,
+                netns=sandbox.netns,
+                addresses=(sandbox.address,),
+                host_ifnames=tuple(
+                    each["name"]
+                    for each in sandbox.interfaces
+                    if not str(each.get("sandbox", "")).startswith("/")
+                ),
+                modified_ns=node.clock.now().wall_ns,
+                plugin_types=PLUGINS,
+            )
+        )
+        if sandbox.uid in node.kube.uids:
+            node.kube.put(PodSeen(pod=pod, addresses=(sandbox.address,)))
+
+    def _forget(self, sandbox: Sandbox) -> None:
+        """The runtime has finished a DEL."""
+        self._node.cache.drop(sandbox.key, self._node.clock.now().wall_ns)
 
     async def _repeat(self, sandbox: Sandbox, verb: str) -> None:
         """The same ADD once more, or a CHECK."""
@@ -265,25 +319,35 @@ class Kubelet:
 
     async def _del(self, sandbox: Sandbox) -> bool:
         """One DEL as the executable makes it: spooled when no agent answers."""
-        body = sandbox.request("DEL")
+        is_ours = self._node.plugin == "ours"
         try:
-            status, _ = await self._ask(sandbox, "DEL", body)
-            if status == 200:
+            status, _ = await self._ask(sandbox, "DEL", self._del_body(sandbox))
+            if status == 200 and is_ours:
                 self._checker.on_deleted(self._node, sandbox)
         except AwayError:
             return await self._spool(sandbox)
         if status == 200:
-            self._node.cache.known.discard((NETWORK, sandbox.container_id, "eth0"))
+            self._forget(sandbox)
         return status == 200
 
+    def _del_body(self, sandbox: Sandbox) -> bytes:
+        """A DEL comes with the result of its ADD, if the runtime still has that."""
+        if sandbox.address and (NETWORK, sandbox.container_id, "eth0") in self._node.cache.known:
+            return sandbox.request("DEL", prevResult=sandbox.result)
+        return sandbox.request("DEL")
+
     async def _spool(self, sandbox: Sandbox) -> bool:
-        """The executable writes the DEL down."""
+        """The executable writes the DEL down. The original's has no spool."""
+        if self._node.plugin == "original":
+            await self._node.original.delete(sandbox)
+            self._forget(sandbox)
+            return True
         try:
-            await self._node.spool.write(sandbox.request("DEL"), self._node.clock.now())
+            await self._node.spool.write(self._del_body(sandbox), self._node.clock.now())
         except VpccniError:
             return False
         self._node.trace(f"{sandbox.told} DEL spooled")
-        self._node.cache.known.discard((NETWORK, sandbox.container_id, "eth0"))
+        self._forget(sandbox)
         return True
 
     async def _gc(self, forgotten: int) -> None:
@@ -315,7 +379,7 @@ class Kubelet:
             self._end_netns(sandbox)
         match ending:
             case "dropped":
-                self._node.cache.known.discard((NETWORK, sandbox.container_id, "eth0"))
+                self._forget(sandbox)
             case "spooled":
                 # The executable did not get through although the agent runs.
                 self._count()

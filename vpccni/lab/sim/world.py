@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TextIO
 
@@ -12,11 +13,13 @@ import structlog
 
 from vpccni.lab.ec2 import REALISTIC_LATENCY_S, LinkEvent, LinkPlugged, LinkUnplugged, Region, Timing
 from vpccni.lab.sim.cloud import Cloud
-from vpccni.lab.sim.faults import Fault, draw_faults
+from vpccni.lab.sim.faults import WAYS, Fault, draw_faults
 from vpccni.lab.sim.injector import Injector
 from vpccni.lab.sim.invariants import Checker
 from vpccni.lab.sim.loop import VirtualLoop, run_virtual
+from vpccni.lab.sim.misleading import HIDES_LIVING
 from vpccni.lab.sim.node import SimNode
+from vpccni.lab.sim.rollout import Birth
 from vpccni.lab.sim.trace import Trace
 from vpccni.lab.sim.workload import Kubelet
 from vpccni.settings import read_settings
@@ -30,6 +33,8 @@ SETTLED_S: Final = 600.0
 BEGIN_S: Final = 20.0
 BAKED_AT_S: Final = 240.0
 """When a machine is started whose disk is an image of another one's."""
+BORN_UNDER_ORIGINAL: Final = 0.2
+"""The share of nodes that begin their life under the original."""
 WAITING_EVERY_S: Final = 5.0
 AUDIT_EVERY: Final = 250
 """Operations between two audits of all nodes."""
@@ -51,6 +56,7 @@ class Outcome(msgspec.Struct, kw_only=True):
         broken: The first promise that did not hold; empty when all did.
         node: The node that it was about, as far as that is known.
         digest: SHA-256 of the trace.
+        stays: Leases of dead sandboxes that nothing can end before a boot: no two sources could tell.
     """
 
     seed: int
@@ -67,6 +73,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     events: int
     starts: int
     ec2_calls: int
+    stays: int = 0
 
 
 class World:
@@ -130,6 +137,7 @@ class World:
             settings=read_settings(environ),
             trace=self.trace,
             observer=self,
+            watcher=self.checker,
             seed=self.seed,
         )
         self.checker.follow(node)
@@ -222,6 +230,7 @@ class World:
             events=sum(len(node.store.events) for node in self.nodes),
             starts=sum(node.starts for node in self.nodes),
             ec2_calls=len(self.region.journal),
+            stays=len(self.checker.stays),
         )
 
     async def _live(self, number: int) -> None:
@@ -229,8 +238,14 @@ class World:
         if node.is_dormant:
             await asyncio.sleep(BAKED_AT_S)
             node.bake(self.nodes[0])
-            self.checker.image(node, self.nodes[0])
-        node.start()
+            self.checker.on_disk_changed(node)
+        birth = birth_of(self.seed, number)
+        if birth is None or node.is_dormant:
+            node.start()
+        else:
+            self.injector.rollout.begin_with_original(
+                node, birth, random.Random(f"{self.seed} {number} born")
+            )
         await self.kubelets[number].run(KINDS_OF_NODE[number % len(KINDS_OF_NODE)][1])
 
     def _on_kubelet_done(self, task: asyncio.Task[None]) -> None:
@@ -285,12 +300,30 @@ def plan_of(seed: int, *, operations: int, nodes: int) -> tuple[Fault, ...]:
     )
     truthful = "blind" if is_gc_forgetful(seed) else "api_stale"
     return tuple(
-        fault for fault in faults if fault.how != truthful and (is_ec2_denying(seed) or not _is_denial(fault))
+        msgspec.structs.replace(fault, flag=tuple(one for one in fault.flag if is_way_fair(seed, one)))
+        for fault in faults
+        if fault.how != truthful
+        and is_way_fair(seed, fault.how)
+        and (is_ec2_denying(seed) or not _is_denial(fault))
     )
 
 
 def _is_denial(fault: Fault) -> bool:
     return fault.kind == "describe_short" or fault.code.endswith("NotFound")
+
+
+def birth_of(seed: int, number: int) -> Birth | None:
+    """How a node begins under the original; ``None`` for most, which are new."""
+    rng = random.Random(f"birth {seed} {number}")
+    if rng.random() >= BORN_UNDER_ORIGINAL:
+        return None
+    ways = tuple(way for way in rng.sample(WAYS, rng.choice((0, 0, 1, 2))) if is_way_fair(seed, way))
+    return Birth(rng.choice((20.0, 60.0, 180.0)) * rng.uniform(0.7, 1.3), rng.choice((0.1, 2.0, 40.0)), ways)
+
+
+def is_way_fair(seed: int, way: str) -> bool:
+    """Whether a source may be wrong in that way: two that lie about one sandbox at the same time are believed."""
+    return is_gc_forgetful(seed) or way not in HIDES_LIVING
 
 
 def is_ec2_denying(seed: int) -> bool:

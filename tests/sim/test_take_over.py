@@ -1,0 +1,567 @@
+"""A node that is alive when the agent comes: taken over, its log lost, returned to, handed back.
+
+Each scenario is an incident that was measured on real nodes, or a bug that the simulator has found. The promises are
+checked on the way for every living pod, whoever wired it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from tests.sim.stage import Stage, play
+from vpccni.checkpoint import parse_checkpoint, render_checkpoint
+from vpccni.datapath.names import host_veth_name
+from vpccni.evidence import KernelEvidence, Row
+from vpccni.lab.sim.kernel_checks import check_reachable
+from vpccni.lab.sim.node import SimNode
+from vpccni.lab.sim.sandbox import NAMESPACE, NETWORK
+from vpccni.model import Address, PodRef, SandboxKey, host_cidr
+from vpccni.settings import read_settings
+
+
+def check_nobody_is_cut_off(stage: Stage, node: SimNode) -> None:
+    for sandbox in stage.living(node).values():
+        check_reachable(node, sandbox)
+
+
+def left_in_the_kernel(node: SimNode, address: str) -> list[object]:
+    """Rules and routes about one address."""
+    state, one = node.kernel.state, host_cidr(address)
+    rules = [rule for rule in state.rules if one in (rule.src, rule.dst)]
+    return [*rules, *(route for route in state.routes if route.dst == one)]
+
+
+# -- the original first -------------------------------------------------------------------------------
+
+
+def test_living_pods_of_the_original_keep_everything_when_an_agent_starts_with_an_empty_log():
+    """1. 40 pods of the original live. 2. It ends, and we start with nothing. 3. 20 pods come, 20 old ones go."""
+
+    async def scenario(stage: Stage):
+        node = stage.machine("m5.xlarge")
+        await stage.provide(node, 56)
+        await stage.with_original(node)
+        old = await stage.pods(node, 40)
+        enis = set(node.instance.enis)
+        addresses = {sandbox.address for sandbox in old}
+        await stage.replace_original(node)
+        await stage.ready(node)
+        check_nobody_is_cut_off(stage, node)
+        fresh = await stage.pods(node, 16)
+        assert not addresses & {sandbox.address for sandbox in fresh}
+        await asyncio.sleep(120)
+        check_nobody_is_cut_off(stage, node)
+        assert enis <= set(node.instance.enis)
+        await stage.delete(node, *old[:20])
+        await asyncio.sleep(40)
+        for sandbox in old[:20]:
+            assert left_in_the_kernel(node, sandbox.address) == []
+        again = await stage.pods(node, 20)
+        assert {sandbox.address for sandbox in again} & {sandbox.address for sandbox in old[:20]}
+        check_nobody_is_cut_off(stage, node)
+
+    play(scenario, subnet="10.0.0.0/23")
+
+
+def test_addresses_that_the_original_released_shortly_before_rest_their_time():
+    """The original forgets its cooldowns when it ends. When its file was last written tells of the latest release."""
+
+    async def scenario(stage: Stage):
+        node = stage.machine("t3.small", {"WARM_ENI_TARGET": "0"})
+        await stage.provide(node, 9)
+        await stage.with_original(node)
+        pods = await stage.pods(node, 3)
+        await stage.delete(node, *pods)
+        await stage.replace_original(node, grace_s=0.1)
+        began = stage.loop.time()
+        await stage.ready(node)
+        await stage.pods(node, 9)  # Checked at every assignment: none has been used within 30 seconds.
+        assert stage.loop.time() - began > 20
+
+    play(scenario)
+
+
+def test_what_the_original_gave_back_is_not_assigned_from_a_log_of_before():
+    """1. We serve. 2. The original does, and gives addresses back to EC2. 3. We return: the log has them."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        await stage.end_ours(node)
+        await stage.with_original(node)
+        given = sorted(stage.owned(node))[:5]
+        for address in given:
+            eni = next(eni for eni in node.instance.enis.values() if address in eni.secondaries)
+            stage.perform(
+                "UnassignPrivateIpAddresses", NetworkInterfaceId=eni.id, PrivateIpAddresses=[address]
+            )
+        await asyncio.sleep(1)
+        await stage.replace_original(node)
+        pods = await stage.pods(node, 12)
+        assert not {sandbox.address for sandbox in pods} & set(given)
+
+    play(scenario)
+
+
+def test_a_release_that_was_left_open_is_not_repeated_over_a_pod_of_the_original():
+    """1. We are killed while we give an address back. 2. The original assigns it. 3. We return."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small", {"WARM_ENI_TARGET": "1"})
+        await stage.pods(node, 1)
+        stage.strike(
+            node, kind="ec2_call", action="UnassignPrivateIpAddresses", how="dropped_request", count=9
+        )
+        node.settings = read_settings({"WARM_IP_TARGET": "1"})
+        node.stop(0.1)
+        async with asyncio.timeout(120):
+            while not any(
+                intent.intended.kind == "unassign"
+                for intent in (stage.state(node).intents.values() if node.agent else ())
+            ):
+                await asyncio.sleep(0.05)
+        (intent,) = [one for one in stage.state(node).intents.values() if one.intended.kind == "unassign"]
+        covered = {cidr.removesuffix("/32") for cidr in intent.intended.cidrs}
+        node.kill(restart_s=-1, is_sent=False)
+        stage.region.faults.clear()
+        await stage.with_original(node)
+        await stage.pods(node, len(stage.owned(node)) - 1)
+        assert covered & stage.living(node).keys()
+        await stage.replace_original(node)
+        await stage.ready(node)
+        await asyncio.sleep(120)
+        check_nobody_is_cut_off(stage, node)
+        assert covered & stage.living(node).keys() <= stage.owned(node)
+
+    play(scenario)
+
+
+# -- a lost log -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_marker_left", [False, True], ids=["all of it", "all but the marker"])
+def test_our_own_pods_survive_the_loss_of_the_state_directory(is_marker_left):
+    """1. 40 pods of ours live. 2. The state directory is lost. 3. 20 pods come, 20 old ones go."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.xlarge")
+        old = await stage.pods(node, 40)
+        before = {sandbox: sandbox.address for sandbox in old}
+        node.kill(restart_s=-1)
+        stage.lose_log(node, is_marker_left=is_marker_left)
+        node.start()
+        await stage.ready(node)
+        assert stage.survey(node).why == ("marker_without_log" if is_marker_left else "new_log")
+        check_nobody_is_cut_off(stage, node)
+        fresh = await stage.pods(node, 16)
+        assert not set(before.values()) & {sandbox.address for sandbox in fresh}
+        await stage.again(node, *old)
+        await stage.delete(node, *old[:20])
+        await asyncio.sleep(40)
+        assert not any(left_in_the_kernel(node, sandbox.address) for sandbox in old[:20])
+        await stage.pods(node, 20)
+        check_nobody_is_cut_off(stage, node)
+
+    play(scenario, subnet="10.0.0.0/23")
+
+
+def test_an_agent_that_is_killed_in_the_middle_of_a_search_begins_it_anew():
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        pods = await stage.pods(node, 8)
+        node.kill(restart_s=-1)
+        stage.lose_log(node)
+        node.start()
+        for point in ("searching", "commit", "committed", "exporting", "changing"):
+            stage.strike(node, kind="crash", action=point, count=20, seconds=0.2)
+            await asyncio.sleep(5)
+        await stage.ready(node)
+        await stage.again(node, *pods)
+        assert node.starts > 3
+
+    play(scenario)
+
+
+def test_an_old_log_is_compared_with_what_lives():
+    """1. Pods come and go. 2. A copy of the log is put back that was made before. 3. Nobody loses an address."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        old = await stage.pods(node, 4)
+        await asyncio.sleep(5)
+        copied_at = stage.loop.time()
+        await stage.delete(node, *old)
+        await asyncio.sleep(40)
+        new = await stage.pods(node, 9)
+        await asyncio.sleep(2)
+        node.kill(restart_s=-1)
+        assert node.store.rewind(copied_at) > 0
+        stage.checker.on_disk_changed(node)
+        node.start()
+        await stage.ready(node)
+        assert stage.survey(node).why == "older_log"
+        await stage.again(node, *new)
+        await stage.pods(node, 4)
+
+    play(scenario)
+
+
+def test_a_spooled_del_finds_a_lease_that_was_recovered():
+    """1. The agent is away. 2. A DEL is spooled. 3. The log is lost. 4. The veth is found, and then the DEL."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        pods = await stage.pods(node, 4)
+        await asyncio.sleep(2)
+        node.kill(restart_s=-1)
+        stage.lose_log(node)
+        stage.kubelets[node.name]._give_up(pods[0])
+        assert await stage.kubelets[node.name]._spool(pods[0])
+        node.start()  # Its namespace still stands: the search finds it alive.
+        await stage.ready(node)
+        await asyncio.sleep(1)
+        keys = {lease.key for lease in stage.state(node).leases.values()}
+        assert keys == {sandbox.key for sandbox in pods[1:]}
+        assert await node.spool.entries() == []
+
+    play(scenario)
+
+
+def test_a_repeated_del_of_an_old_sandbox_does_not_free_the_address_of_the_one_that_has_it_now():
+    """1. A pod is re-created with its name. 2. All files are lost: it is held. 3. The old DEL is repeated."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        kubelet = stage.kubelets[node.name]
+        old = kubelet._new_sandbox("web-0")
+        assert await kubelet._add(old)
+        await stage.delete(node, old)
+        await asyncio.sleep(35)
+        new = kubelet._new_sandbox("web-0")
+        assert await kubelet._add(new)
+        node.kill(restart_s=-1)
+        stage.lose_files(node)
+        for link in [each for each in node.kernel.state.links.values() if each.kind == "veth"]:
+            node.kernel.put_link(
+                msgspec.structs.replace(link, alias="")
+            )  # As the original's veths have none.
+        node.start()
+        await stage.ready(node)
+        (lease,) = stage.state(node).leases.values()
+        assert lease.is_hold
+        for _ in range(3):
+            assert await kubelet._del(old)
+        assert list(stage.state(node).leases.values()) == [lease]
+        await stage.pods(node, 5)
+        kubelet._remember(new)
+        await stage.delete(node, new)  # By its address and its namespace.
+        assert lease.id not in stage.state(node).leases
+
+    play(scenario)
+
+
+def test_a_pod_that_takes_anothers_address_in_its_own_namespace_gets_nothing_by_it():
+    """1. A pod adds its neighbour's address to its interface. 2. The log is lost. 3. Routes tell whose is whose."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        thief, victim = await stage.pods(node, 2)
+        inside = node.kernel.state.netns[thief.netns].interfaces["eth0"]
+        node.kill(restart_s=-1)
+        stage.lose_files(node)
+        look = node.kernel.survey
+
+        async def survey(veth_prefix: str, netns_paths: Sequence[str]) -> KernelEvidence:
+            inside.addresses.add(host_cidr(victim.address))
+            found = await look(veth_prefix, netns_paths)
+            inside.addresses.discard(host_cidr(victim.address))
+            return found
+
+        node.kernel.survey = survey  # type: ignore[method-assign]
+        node.start()
+        await stage.ready(node)
+        owner = stage.leased(node)
+        assert {thief.address, victim.address} == owner.keys()
+        assert owner[victim.address].netns == victim.netns
+        await stage.pods(node, 5)
+
+    play(scenario)
+
+
+# -- what is not known ------------------------------------------------------------------------------------
+
+
+def test_an_interface_that_nothing_explains_stops_adds_and_nothing_else():
+    """1. A veth with the original's prefix has no route, and its namespace cannot be entered. 2. It is told of.
+    3. Its route comes."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small", {"WARM_ENI_TARGET": "0"})
+        mine = await stage.pods(node, 2)
+        address = sorted(stage.owned(node) - {sandbox.address for sandbox in mine})[0]
+        node.kernel.add_netns("/run/netns/late")
+        node.kernel.sealed.add("/run/netns/late")
+        node.kernel.wire_as_original(
+            PodRef(NAMESPACE, "late"), netns="/run/netns/late", address=address, until="host_route"
+        )
+        await asyncio.sleep(15)
+        calls = stage.region.journal.count_by_action.copy()
+        assert stage.refusal(node) == "address_unexplained"
+        kubelet = stage.kubelets[node.name]
+        assert not await kubelet._add(kubelet._new_sandbox("web-1"))
+        assert kubelet._refusal == "address_unexplained"
+        await stage.delete(node, mine[0])
+        await asyncio.sleep(60)
+        changed = {
+            action
+            for action, count in stage.region.journal.count_by_action.items()
+            if count != calls[action] and not action.startswith("Describe")
+        }
+        assert not changed
+        node.kernel.unwire_as_original(address=address)
+        node.kernel.sealed.clear()
+        await stage.ready(node, within_s=5.0)
+        assert address in stage.leased(node)
+        await stage.pods(node, 6)
+
+    play(scenario)
+
+
+def test_while_a_search_fails_nothing_is_assigned():
+    """1. The original served; its file is unreadable. 2. The kernel cannot be searched. 3. It can."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small", {"WARM_ENI_TARGET": "0"})
+        await stage.end_ours(node)
+        await stage.provide(node, 9)
+        await stage.with_original(node)
+        await stage.pods(node, 4)
+        await stage.end_original(node)
+        node.checkpoints.is_readable = False
+        node.kernel.survey_refusal = "Operation not permitted"
+        node.start()
+        await asyncio.sleep(10)
+        assert stage.refusal(node) == "recovering"
+        node.kernel.survey_refusal = ""
+        await stage.ready(node, within_s=5.0)
+        await stage.pods(node, 3)
+
+    play(scenario)
+
+
+def test_imds_that_names_another_instance_ends_nothing():
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        other = stage.machine("t3.small")
+        pods = await stage.pods(node, 4)
+        node.kill(restart_s=-1)
+        mine, node.imds = node.imds, other.imds  # type: ignore[method-assign]
+        node.start()
+        await asyncio.sleep(60)
+        assert stage.state(node).doubted is not None
+        calls = stage.calls("AssignPrivateIpAddresses")
+        await stage.again(node, *pods)
+        assert len(stage.state(node).leases) == 4
+        node.kill(restart_s=-1)
+        node.imds = mine  # type: ignore[method-assign]
+        node.start()
+        await asyncio.sleep(60)
+        assert stage.state(node).doubted is None
+        assert stage.calls("AssignPrivateIpAddresses") == calls
+        await stage.again(node, *pods)
+        await stage.pods(node, 4)
+
+    play(scenario)
+
+
+# -- two of them -----------------------------------------------------------------------------------------
+
+
+def test_while_the_original_serves_we_do_nothing_and_say_so():
+    """Checked on the way: no assignment, no EC2 call, no change of the kernel, no export."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        mine = await stage.pods(node, 3)
+        await stage.with_original(node)
+        await asyncio.sleep(10)
+        assert stage.refusal(node) == "another_agent"
+        assert stage.state(node).other_agent is not None
+        theirs = await stage.pods(node, 3)
+        await stage.delete(node, mine[0], theirs[0])
+        await asyncio.sleep(120)
+        assert stage.refusal(node) == "another_agent"
+        await stage.end_original(node)
+        await stage.ready(node)
+        check_nobody_is_cut_off(stage, node)
+        assert {sandbox.address for sandbox in (*mine[1:], *theirs[1:])} <= stage.leased(node).keys()
+        await stage.pods(node, 8)
+
+    play(scenario)
+
+
+def test_somebody_who_only_writes_the_checkpoint_file_lives_too():
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        await stage.pods(node, 2)
+        await asyncio.sleep(5)
+        key = SandboxKey(NETWORK, "theirs", "eth0")
+        row = Row(key=key, address=Address("10.0.0.200"), pod=PodRef(NAMESPACE, "x"), allocated_ns=1)
+        for _ in range(5):
+            node.checkpoints.put(render_checkpoint([row], None))
+            await asyncio.sleep(2)
+            assert stage.refusal(node) == "another_agent"
+        await stage.ready(node)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("how", ["plain", "killed after it was ready"])
+def test_a_node_that_was_handed_back_loses_no_pod(how):
+    """The original keeps a row only if IMDS lists its address and a link has the name of its pod."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        pods = await stage.pods(node, 10)
+        node.region.imds.lag_s = 60.0
+        await stage.handed_back(node)
+        late = await stage.pods(node, 2)
+        await asyncio.sleep(1.2)
+        if how == "plain":
+            await stage.end_ours(node)
+        else:
+            node.kill(restart_s=-1)
+        node.region.imds.lag_s = 0.0
+        await stage.with_original(node)
+        assert {sandbox.address for sandbox in (*pods, *late)} == node.original.rows.keys()
+        check_nobody_is_cut_off(stage, node)
+        theirs = await stage.pods(node, 4)
+        await stage.delete(node, *pods[:5], theirs[0])
+        await stage.replace_original(node)
+        await stage.ready(node)
+        assert stage.state(node).mode == "serve"
+        check_nobody_is_cut_off(stage, node)
+        async with asyncio.timeout(700):  # What ended while we were away ends here by two sources.
+            while stage.leased(node).keys() != stage.living(node).keys():
+                await asyncio.sleep(5)
+        await stage.pods(node, 4)
+
+    play(scenario)
+
+
+def test_after_sigterm_the_file_holds_every_lease_with_its_pod():
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        pods = await stage.pods(node, 6)
+        await stage.delete(node, pods[0])
+        await stage.end_ours(node)
+        found = parse_checkpoint(node.checkpoints.files[0][0], path="ipam.json")
+        assert {row.address for row in found.rows} == {sandbox.address for sandbox in pods[1:]}
+        links = {link.ifname for link in node.kernel.state.links.values()}
+        assert {host_veth_name("eni", row.pod.namespace, row.pod.name) for row in found.rows} <= links
+
+    play(scenario)
+
+
+def test_a_pod_that_the_original_had_only_while_we_were_away_leaves_an_address_that_rests():
+    """1. We serve. 2. The original gives a pod an address and takes it back. 3. We return, all else is the same."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small", {"WARM_ENI_TARGET": "0", "MAX_ENI": "1"})
+        await stage.end_ours(node)
+        await stage.with_original(node)
+        (pod,) = await stage.pods(node, 1)
+        await asyncio.sleep(40)
+        await stage.delete(node, pod)
+        await stage.end_original(node)
+        node.start()
+        began = stage.loop.time()
+        await stage.ready(node)
+        last_use = stage.survey(node).last_use
+        assert last_use is not None
+        assert last_use.wall_ns >= node.clock.now().wall_ns - int(30e9)
+        await stage.pods(node, len(stage.owned(node)))
+        assert stage.loop.time() - began > 15
+
+    play(scenario)
+
+
+def test_a_row_without_a_whole_key_contradicts_no_lease():
+    """1. A file is damaged: a row of ours lacks its network. 2. The runtime's cache cannot be read. 3. We start."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        (pod,) = await stage.pods(node, 1)
+        await asyncio.sleep(2)
+        node.kill(restart_s=-1)
+        row = Row(
+            key=SandboxKey("", pod.container_id, "eth0"), address=pod.address, pod=PodRef(NAMESPACE, pod.pod)
+        )
+        node.checkpoints.put(render_checkpoint([row], None))
+        node.cache.is_readable = False
+        node.start()
+        await stage.ready(node)
+        await asyncio.sleep(5)
+        (lease,) = stage.state(node).leases.values()
+        assert lease.key == pod.key
+        assert lease.origin == "add"
+
+    play(scenario)
+
+
+def test_leases_that_were_found_stay_when_the_log_turns_out_to_be_another_machines():
+    """1. A machine with living pods starts on another one's log. 2. It is searched. 3. IMDS names it."""
+
+    async def scenario(stage: Stage):
+        other = await stage.started("t3.small")
+        await stage.pods(other, 3)
+        node = await stage.started("t3.small")
+        pods = await stage.pods(node, 3)
+        node.kill(restart_s=-1)
+        node.bake(other)
+        stage.checker.on_disk_changed(node)
+        node.start()
+        await stage.ready(node)
+        await stage.again(node, *pods)
+        await stage.pods(node, 3)
+
+    play(scenario)
+
+
+def test_an_eni_of_ours_that_was_found_is_made_to_die_with_the_machine():
+    """Whoever made it, an agent whose log is lost or the original, may have ended before he came to this."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small", {"WARM_ENI_TARGET": "1"})
+        await stage.pods(node, 4)
+        eni = next(eni for eni in node.instance.enis.values() if eni is not stage.primary_of(node))
+        assert eni.attachment is not None
+        node.kill(restart_s=-1)
+        stage.lose_files(node)
+        eni.attachment.delete_on_termination = False
+        stage.region.world.changed(eni, stage.loop.time())
+        node.start()
+        async with asyncio.timeout(60):
+            while not eni.attachment.delete_on_termination:
+                await asyncio.sleep(0.5)
+
+    play(scenario)
+
+
+def test_a_search_is_recorded_also_when_it_finds_nobody():
+    """What another one's file tells, be it only when it was written, is not asked for again at every look."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        node.kill(restart_s=-1)
+        node.checkpoints.put(render_checkpoint([], None))
+        node.start()
+        await stage.ready(node)
+        survey = stage.survey(node)
+        assert survey.why == "foreign_checkpoint"
+        assert survey.last_use is not None
+
+    play(scenario)
