@@ -603,6 +603,63 @@ def test_a_survey_that_raced_with_an_add_does_not_open_an_address_twice(node):
     assert examine(node.state) == []
 
 
+# -- files that are damaged, logs that are old --------------------------------------------------------
+
+
+def test_a_row_that_lost_a_part_of_its_key_contradicts_no_lease(node):
+    """1. The runtime's cache cannot be read. 2. Of a lease's row only the container id is left, or not even that."""
+    held = lease(node, "web")
+    address = held.bindings[0].address
+    veth = original(address=address, ifindex=9, netns="/var/run/netns/cni-9")
+    half = row(address=address, key=SandboxKey("", held.key.container_id, "eth0"))
+    assert judged(evidence(veths=[veth], rows=[half]), node.state).endings == ()
+
+
+def test_a_file_of_which_a_row_cannot_be_read_leaves_no_lease_out(node):
+    lease(node, "web")
+    node.now = Stamp(NOW.wall_ns + 60 * SECOND, NOW.boottime_ns + 60 * SECOND, "boot-1")
+    node.state.log_id = "ours"
+    later = {"modified_ns": node.now.wall_ns}
+    for file, is_left_out in (
+        ({}, True),
+        ({"unreadable": ("row 2: it has no address",)}, False),
+    ):
+        found = evidence(rows=[row("other", "10.0.0.99")], **file)
+        files = (msgspec.structs.replace(found.checkpoints[0], **later),)
+        found = msgspec.structs.replace(found, checkpoints=files)
+        assert bool(judge(node.state, found, node.now, "eni").unlisted) is is_left_out
+
+
+def test_a_row_without_a_whole_key_may_be_that_of_any_lease_of_its_address(node):
+    held = lease(node, "web")
+    address = held.bindings[0].address
+    node.now = Stamp(NOW.wall_ns + 60 * SECOND, NOW.boottime_ns + 60 * SECOND, "boot-1")
+    node.state.log_id = "ours"
+    for key, is_left_out in (
+        (SandboxKey("aws-cni", "other", "eth0"), True),
+        (SandboxKey("aws-cni", "", "eth0"), False),
+    ):
+        found = evidence(rows=[row(address=address, key=key)])
+        files = (msgspec.structs.replace(found.checkpoints[0], modified_ns=node.now.wall_ns),)
+        found = msgspec.structs.replace(found, checkpoints=files)
+        assert bool(judge(node.state, found, node.now, "eni").unlisted) is is_left_out
+
+
+def test_of_a_key_that_was_used_again_the_sandbox_that_kernel_and_runtime_show_has_the_lease(node):
+    """1. A copy of the log is put back. 2. The sandbox of a key of it has ended, and another one has that key."""
+    held = lease(node, "web")
+    veth = ours("web", "10.0.0.12", ifindex=9, netns="/var/run/netns/cni-9")
+    alone = judged(evidence(veths=[veth]), node.state)
+    assert alone.endings == (), "one source"
+    assert [claim.key for claim in alone.claims] == [None]
+    verdict = judged(evidence(veths=[veth], results=[cached("web", "10.0.0.12")]), node.state)
+    assert [(one.lease, one.cause) for one in verdict.endings] == [(held.id, "superseded")]
+    assert [(claim.key, claim.address) for claim in verdict.claims] == [(held.key, "10.0.0.12")]
+    first = ours("web", held.bindings[0].address, ifindex=8, netns="/var/run/netns/cni-8")
+    both = evidence(veths=[first, veth], results=[cached("web", "10.0.0.12")])
+    assert judged(both, node.state).endings == (), "the kernel shows it, too"
+
+
 # -- a log that goes on -----------------------------------------------------------------------------
 
 
