@@ -90,6 +90,10 @@ def judge(
     ).verdict()
 
 
+_ANY: Final = -1
+"""An index that is not known."""
+
+
 class KnownVeths:
     """The host veths that the log explains: those of open leases and those of leases that it has ended.
 
@@ -99,8 +103,8 @@ class KnownVeths:
     def __init__(self, state: State) -> None:
         """Index the state as it is now; what changes later is not seen."""
         rests = {rest.lease: rest for rest in (*state.rests.values(), *state.standing.values())}
-        self._open = _Known((lease.key, lease.wired) for lease in state.leases.values())
-        self._ended = _Known((rest.key, rest.wired) for rest in rests.values())
+        self._open = _Known(((lease.key, lease.wired) for lease in state.leases.values()), is_open=True)
+        self._ended = _Known(((rest.key, rest.wired) for rest in rests.values()), is_open=False)
 
     def explains(self, veth: HostVeth) -> bool:
         """Whether a lease, open or ended, is the reason why the veth is there."""
@@ -112,22 +116,27 @@ class KnownVeths:
 
 
 class _Known:
-    """Veths by alias, by index and by MAC."""
+    """Veths by alias, by index and by MAC.
 
-    def __init__(self, holders: Iterable[tuple[SandboxKey, SandboxWired | None]]) -> None:
-        self._aliases: set[str] = set()
+    What is left of an ended lease has its index, too: a sandbox of the same key that came after an old log has not.
+    """
+
+    def __init__(self, holders: Iterable[tuple[SandboxKey, SandboxWired | None]], *, is_open: bool) -> None:
+        self._aliases: dict[str, set[int]] = {}
         self._indexes: set[int] = set()
         self._keys: list[SandboxKey] = []
         self._macs: set[str] | None = None
         for key, wired in holders:
             self._keys.append(key)
-            self._aliases.add(wired.alias if wired is not None else alias_of(key))
+            alias = wired.alias if wired is not None else alias_of(key)
+            index = _ANY if is_open or wired is None else wired.host_ifindex
+            self._aliases.setdefault(alias, set()).add(index)
             if wired is not None:
                 self._indexes.add(wired.host_ifindex)
 
     def has(self, veth: HostVeth) -> bool:
         if veth.alias:
-            return veth.alias in self._aliases
+            return not {_ANY, veth.ifindex}.isdisjoint(self._aliases.get(veth.alias, ()))
         if veth.ifindex in self._indexes:
             return True
         if (

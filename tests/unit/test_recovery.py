@@ -699,6 +699,16 @@ def test_a_veth_of_a_lease_that_has_ended_is_nobodys(node):
     assert is_known(ours("web", address), node.state), "it was seen just before it was gone"
 
 
+def test_a_new_interface_of_a_key_whose_lease_has_ended_is_somebodys(node):
+    """1. A sandbox ends and its key is used again. 2. A copy of the log from between is put back."""
+    held = lease(node, "web")
+    node.delete("web")
+    left, new = (ours("web", "10.0.0.12", ifindex=index) for index in (7, 9))
+    assert judge(node.state, evidence(veths=[left]), node.now, "eni").claims == ()
+    (claim,) = judge(node.state, evidence(veths=[new]), node.now, "eni").claims
+    assert (claim.key, claim.address) == (held.key, "10.0.0.12")
+
+
 # -- what an attack on it found ---------------------------------------------------------------------
 
 

@@ -202,10 +202,13 @@ class CniService:
         is_repeated = self._writer.state.lease_of(call.key) is not None
         was_wired = False
         try:
-            decision = await self._writer.submit(
-                c.Add(key=call.key, pod=call.pod, netns=call.netns), wait_s=self._add_wait_s
-            )
-            lease = self._writer.state.leases[decision.lease]
+            lease = await self._lease_for(call)
+            if lease.origin != "add" and not is_repeated:
+                # A search has found the sandbox while the ADD waited. A DEL in the spool came before that ADD.
+                is_repeated = True
+                await self._end_by_spool(call.key)
+                is_repeated = lease.id in self._writer.state.leases
+                lease = await self._lease_for(call)
             was_wired = True
             seen = await self._wire(lease, call.netns)
         except asyncio.CancelledError:
@@ -229,6 +232,11 @@ class CniService:
             mtu=self._datapath.pod_mtu,
             bindings=lease.bindings,
         )
+
+    async def _lease_for(self, call: Call) -> Lease:
+        add = c.Add(key=call.key, pod=call.pod, netns=call.netns)
+        decision = await self._writer.submit(add, wait_s=self._add_wait_s)
+        return self._writer.state.leases[decision.lease]
 
     async def _wire(self, lease: Lease, netns: str) -> SandboxSeen:
         state = self._writer.state

@@ -215,6 +215,9 @@ def _settle(state: State, command: c.Settle) -> c.Answer:
         case c.Confirmed():
             facts = outcome.facts
             eni_id = facts.id if wanted.kind == "create" and facts is not None else wanted.eni
+            if intent.id < state.survey_seq:
+                # The same call again: its first try may have been long ago, and others may have used what it brought.
+                outcome = msgspec.structs.replace(outcome, how="observed")
             confirmed = effect.EffectConfirmed(
                 intent=intent.id,
                 kind=wanted.kind,

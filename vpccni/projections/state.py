@@ -100,10 +100,10 @@ class State:
         return max(0.0, cooldown_s - self.elapsed_s(rest.ended, now))
 
     def is_inherited(self, owned: OwnedCidr) -> bool:
-        """Whether a CIDR was, or may have been, on the node before the last survey: the log does not know who used it.
+        """Whether a CIDR was, or may have been, here before the last survey: the log does not know who used it.
 
-        Only what EC2 has answered to a call of ours since is surely new: what Describe shows instead of an answer may
-        be what somebody else has brought here.
+        Only what EC2 has answered to a call that was first made since then is surely new: what Describe shows instead
+        of an answer may be what somebody else has brought here.
         """
         event = owned.record.event
         is_new = isinstance(event, address.CidrsOwned) and event.source == "reply"

@@ -159,6 +159,29 @@ def test_nothing_is_changed_before_it_is_known_who_lives_here():
     run_virtual(scenario())
 
 
+def test_an_add_that_waits_for_the_search_comes_after_a_del_in_the_spool():
+    """1. The log is lost. 2. A DEL is spooled. 3. The same key is used again before the search is over."""
+
+    async def scenario():
+        rig = await with_predecessor(3)
+        rig.kernel.survey_refusal = "Operation not permitted [EPERM]"
+        await rig.spool.write(json.dumps(spooled("old-0")).encode(), rig.clock.now())
+        await rig.start()
+        adding = asyncio.create_task(rig.cni("ADD", "old-0"))
+        await asyncio.sleep(2)
+        rig.kernel.survey_refusal = ""
+        status, _ = await adding
+        assert status == 200
+        await asyncio.sleep(MINUTE)
+        assert await rig.spool.entries() == []
+        held = rig.lease("old-0")
+        assert held is not None
+        assert held.origin == "add"
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
 def spooled(pod: str) -> dict[str, object]:
     return {
         "command": "DEL",

@@ -186,6 +186,15 @@ def test_what_describe_shows_in_place_of_an_answer_counts_as_used():
     assert not node.state.is_inherited(owned[Cidr("10.0.1.31/32")])
 
 
+def test_what_the_same_call_again_brings_counts_as_used():
+    """1. A copy of the log is put back. 2. Its open create is repeated; its first answer came long ago."""
+    node = served()
+    intent = intended(node, kind="create", count=2)
+    node.ask(c.TakeSurvey(why="older_log", verdict=Verdict(last_use_ns=node.now.wall_ns - 10**9)))
+    node.settle(intent, c.Confirmed(facts=eni_facts(3, 30, attachment="", instance="", device=-1)))
+    assert node.state.is_inherited(node.state.enis[EniId("eni-3")].cidrs[Cidr("10.0.3.30/32")])
+
+
 def test_leases_that_were_found_in_this_boot_outlive_a_log_of_another_machine():
     node = served()
     node.run_pod("theirs")
