@@ -38,12 +38,9 @@ PLANS_MAX: Final = 100
 PLANS_S: Final = 5.0
 """More plans than that in so many seconds are a loop."""
 
-_WATCHED: Final = frozenset(
+_LEASE_KINDS: Final = frozenset({"address_assigned", "address_held", "lease_identified", "lease_ended"})
+_WATCHED: Final = _LEASE_KINDS | frozenset(
     {
-        "address_assigned",
-        "address_held",
-        "lease_identified",
-        "lease_ended",
         "node_surveyed",
         "effect_intended",
         "effect_confirmed",
@@ -151,7 +148,7 @@ class DiskChecks(Ec2Checks):
                 case _:
                     pass
             self._take(book, record)
-            are_leases_changed |= stored.kind in ("address_assigned", "address_held", "lease_ended")
+            are_leases_changed |= stored.kind in _LEASE_KINDS
         if are_leases_changed:
             handover.note_leases(book)
             self._check_covered(book, ended)
