@@ -34,7 +34,7 @@ from vpccni.datapath.names import (
     is_our_alias,
     sandbox_of_alias,
 )
-from vpccni.events.sandbox import SandboxLink, SandboxWired
+from vpccni.events.sandbox import LeaseEnded, SandboxLink, SandboxWired
 from vpccni.evidence import (
     API_SERVER,
     CHECKPOINT,
@@ -59,7 +59,7 @@ from vpccni.model import (
     Stamp,
 )
 from vpccni.planner.decide_leases import same_netns
-from vpccni.projections.leases import Lease
+from vpccni.projections.leases import Lease, Rest
 from vpccni.projections.state import State
 
 OUR_NETWORK: Final = "aws-cni"
@@ -102,7 +102,11 @@ class KnownVeths:
 
     def __init__(self, state: State) -> None:
         """Index the state as it is now; what changes later is not seen."""
-        rests = {rest.lease: rest for rest in (*state.rests.values(), *state.standing.values())}
+        rests = {
+            rest.lease: rest
+            for rest in (*state.rests.values(), *state.standing.values())
+            if not _is_of_another_boot(rest)
+        }
         self._open = _Known(((lease.key, lease.wired) for lease in state.leases.values()), is_open=True)
         self._ended = _Known(((rest.key, rest.wired) for rest in rests.values()), is_open=False)
 
@@ -299,7 +303,7 @@ class _Judge:
             evidence.insert(1, RUNTIME_CACHE)
         if is_our_alias(veth.alias):
             told = sandbox_of_alias(veth.alias)
-            if key is None and told is not None:
+            if told is not None and (key is None or is_made_up(key)):  # or its row has lost a part of it
                 key = SandboxKey(OUR_NETWORK, *told)
                 evidence.append("alias")
         if key is not None and RUNTIME_CACHE in evidence:
@@ -544,6 +548,12 @@ def _fuller(first: PodRef, second: PodRef) -> PodRef:
     if first.name and second.name and (first.namespace, first.name) != (second.namespace, second.name):
         return first
     return PodRef(first.namespace or second.namespace, first.name or second.name, first.uid or second.uid)
+
+
+def _is_of_another_boot(rest: Rest) -> bool:
+    """Whether no veth of an ended lease can be here: it did not live in this boot, or not on this machine."""
+    event = rest.records["ended"].event
+    return isinstance(event, LeaseEnded) and event.cause in ("reboot", "machine_changed")
 
 
 def _real(key: SandboxKey) -> SandboxKey | None:

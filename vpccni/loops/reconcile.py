@@ -251,7 +251,11 @@ class Reconcile:
                 raise TransientError(Reason.EC2_REFUSED, "EC2 does not list the primary ENI")
             await self._writer.submit(c.ReadEc2(enis=enis, previous=self._previous))
             self._previous = enis
-            if was_empty or not self._differs(enis):
+            if was_empty:
+                # It may be older than what a lost log has given back: it is asked again at the next look.
+                self._is_doubted = True
+                break
+            if not self._differs(enis):
                 break
             await asyncio.sleep(SECOND_READING_S)
         await self._on_identity()

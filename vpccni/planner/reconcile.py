@@ -15,7 +15,7 @@ from vpccni.events import address, eni
 from vpccni.model import Cidr, EniFacts, EniId, Stamp, route_table_of
 from vpccni.planner.commands import Caused, ReadEc2
 from vpccni.planner.view import SIDE_KINDS, is_cidr_rested, is_leased
-from vpccni.projections.enis import Eni
+from vpccni.projections.enis import Eni, OwnedCidr
 from vpccni.projections.state import State
 
 INSTANCE_TAG: Final = "node.k8s.amazonaws.com/instance_id"
@@ -131,7 +131,7 @@ def _compare_known(
         if cidr in facts.cidrs:
             if owned.suspected:
                 events.append((address.CidrCleared(eni=facts.id, cidr=cidr, source="ec2"), 0))
-        elif state.elapsed_s(owned.record.stamp, now) >= SETTLING_S:
+        elif _is_described(owned) or state.elapsed_s(owned.record.stamp, now) >= SETTLING_S:
             readings = owned.suspected + 1
             if readings >= READINGS_TO_BELIEVE and is_cidr_rested(state, cidr, now, cooldown_s):
                 released.append(cidr)
@@ -142,6 +142,12 @@ def _compare_known(
     if released:
         events.append((address.CidrsReleased(eni=facts.id, cidrs=tuple(released), source="describe"), 0))
     return events
+
+
+def _is_described(owned: OwnedCidr) -> bool:
+    """Whether Describe itself has listed a CIDR before: that it does not any more is no lag."""
+    event = owned.record.event
+    return isinstance(event, address.CidrsOwned) and event.source == "describe"
 
 
 def _left_lately(state: State, held: Eni, cidr: Cidr, now: Stamp) -> bool:

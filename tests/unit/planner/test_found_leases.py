@@ -247,3 +247,14 @@ def test_a_del_finds_a_lease_of_a_damaged_row_by_its_container_id():
     node.delete("old")
     assert node.state.leases == {}
     assert isinstance(node.records[-1].event, sandbox.LeaseEnded)
+
+
+def test_an_address_that_describe_no_longer_lists_is_not_assigned():
+    """1. The log is lost just after addresses were given back. 2. The first reading of EC2 is older than that."""
+    node = Node(enis_max=4).start()
+    node.ask(c.ReadEc2(enis=(eni_facts(0, 10),), previous=None))
+    node.ready("eni-0")
+    node.wait(15)
+    node.ask(c.ReadEc2(enis=(eni_facts(0),), previous=(eni_facts(0, 10),)))
+    assert suspected(node) == {"10.0.0.10/32"}
+    assert isinstance(node.add("web"), c.Park)
