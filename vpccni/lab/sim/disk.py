@@ -98,18 +98,21 @@ class NodeCheckpoints(FakeCheckpoints):
         *,
         now_ns: Callable[[], int],
         point: Callable[[], None],
-        written: Callable[[bytes], None],
+        may_write: Callable[[], bool],
+        written: Callable[[bytes, bool], None],
     ) -> None:
         super().__init__(now_ns=now_ns, sync_s=SYNC_S)
         self._point = point
+        self._may_write = may_write
         self._exported = written
 
     async def write(self, content: bytes) -> str:
         """See ``Checkpoints.write``."""
         self._point()
+        is_allowed = self._may_write()
         try:
             return await super().write(content)
         finally:
             if self.files.get(0, (b"", 0))[0] is content:
-                self._exported(content)
+                self._exported(content, is_allowed)
             self._point()

@@ -109,15 +109,20 @@ def note_leases(book: NodeBook) -> None:
         book.lease_sets.popleft()
 
 
-def check_exported(book: NodeBook, content: bytes) -> None:
+def check_exported(book: NodeBook, content: bytes, *, is_allowed: bool) -> None:
     """An export was written: by somebody who may, and of leases that there are.
+
+    Args:
+        book: The node's.
+        content: The whole file.
+        is_allowed: Our agent knew who lives here when it began to write.
 
     Raises:
         BrokenPromiseError: it was not.
     """
     node = book.node
     check_alone(node, "exports")
-    if node.agent is None or not node.agent.recovery.is_done:
+    if not is_allowed:
         raise BrokenPromiseError(f"{node.name} exports before it knows who lives here")
     rows = rows_of(content)
     if not any(rows == leases for _, leases in book.lease_sets) and (rows or book.lease_sets):
@@ -187,7 +192,9 @@ def lost_by_restore(
         in_time = sandbox.acked_at <= at - (BEHIND_S if how == "killed" else 0.0)
         if sandbox.served_by == "ours" and not in_time:
             continue
-        if is_ours and node.handed_back_at is not None and sandbox.acked_at < node.handed_back_at:
+        is_ready = node.handed_back_at is not None and sandbox.acked_at < node.handed_back_at
+        # What IMDS listed when it was ready may be missing again when IMDS goes back to an older view.
+        if is_ours and is_ready and (sandbox.address in listed or not node.region.imds.lag_s):
             raise BrokenPromiseError(
                 f"the node {node.name} was handed back, and the original does not know {sandbox.told} "
                 f"({sandbox.address}, {'' if sandbox.address in listed else 'not '}listed by IMDS)"

@@ -163,10 +163,10 @@ class Checker(DiskChecks):
             return frozenset()
 
     @reporting
-    def on_exported(self, node: SimNode, content: bytes) -> None:
+    def on_exported(self, node: SimNode, content: bytes, *, is_allowed: bool) -> None:
         """Our agent has replaced the checkpoint file."""
         self.checks += 1
-        handover.check_exported(self._books[node.name], content)
+        handover.check_exported(self._books[node.name], content, is_allowed=is_allowed)
 
     @reporting
     def on_kernel_change(self, node: SimNode, difference: Difference) -> None:
@@ -321,7 +321,8 @@ class Checker(DiskChecks):
         if outliving:
             raise BrokenPromiseError(f"{node.name} would leave {outliving} behind when it is terminated")
         check_kernel(node, list(book.acked.values()), leased)
-        self._finish_pool(node, sum(map(len, owned.values())), len(leased))
+        every = set().union(*owned.values())
+        self._finish_pool(node, len(every), len(leased & every))
 
     def _finish_pool(self, node: SimNode, owned: int, used: int) -> None:
         """The pool's targets, by arithmetic of our own."""

@@ -129,12 +129,13 @@ class SimNode:
         return NodeCheckpoints(
             now_ns=lambda: self.clock.now().wall_ns,
             point=lambda: self.pass_point("exporting"),
+            may_write=lambda: self.agent is not None and self.agent.recovery.is_done,
             written=self._on_exported,
         )
 
-    def _on_exported(self, content: bytes) -> None:
+    def _on_exported(self, content: bytes, is_allowed: bool) -> None:
         self.last_export_at = self.loop.time()
-        self.watcher.on_exported(self, content)
+        self.watcher.on_exported(self, content, is_allowed=is_allowed)
 
     def is_managed(self, eni: Eni) -> bool:
         """Whether an ENI of the machine is there for pods."""

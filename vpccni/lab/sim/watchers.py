@@ -35,7 +35,7 @@ class NodeWatcher(OriginalWatcher, Protocol):
     def on_disk_changed(self, node: SimNode) -> None:
         """The log is another one from now on: lost, an old one, or another machine's."""
 
-    def on_exported(self, node: SimNode, content: bytes) -> None:
+    def on_exported(self, node: SimNode, content: bytes, *, is_allowed: bool) -> None:
         """The agent has replaced the checkpoint file."""
 
     def on_kernel_change(self, node: SimNode, difference: Difference) -> None:
