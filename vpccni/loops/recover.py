@@ -116,6 +116,7 @@ class Recovery:
         self._unexplained_since: float | None = None
         self._stamp: tuple[int, ...] | None = None
         self._written_at = float("-inf")
+        self._has_yielded = False
         self.is_done = False
         self.unlisted: frozenset[LeaseId] = frozenset()
         self.findings: Findings | None = None
@@ -202,8 +203,9 @@ class Recovery:
         if living:
             await self._yield_to(living)
             return
-        was_here = self._writer.state.other_agent is not None
-        if was_here:
+        is_recorded = self._writer.state.other_agent is not None
+        was_here = is_recorded or self._has_yielded
+        if is_recorded:
             await self._writer.submit(c.NoteOtherAgent(is_alive=False))
         why = await self._why_search(was_here=was_here)
         has_returned = was_here or why == "foreign_checkpoint"
@@ -233,13 +235,18 @@ class Recovery:
         return bool(files[0].log_id) and files[0].log_id == self._writer.state.log_id
 
     async def _yield_to(self, living: str) -> None:
-        if self._writer.state.other_agent is None:
-            _log.warning("another_agent", detail=living)
-            await self._writer.submit(c.NoteOtherAgent(is_alive=True, detail=living))
-        if self._writer.state.mode == "hand_back":
-            await self._writer.submit(c.SetMode("handed_back", living))
+        # First of all: on a full disk the log may not take it, and the node is the other one's all the same.
         self.is_done = False
+        self._has_yielded = True
         self._hold(Refused(Reason.ANOTHER_AGENT, living))
+        try:
+            if self._writer.state.other_agent is None:
+                _log.warning("another_agent", detail=living)
+                await self._writer.submit(c.NoteOtherAgent(is_alive=True, detail=living))
+            if self._writer.state.mode == "hand_back":
+                await self._writer.submit(c.SetMode("handed_back", living))
+        except VpccniError as error:
+            _log.warning("another_agent_not_recorded", reason=error.reason, detail=error.detail)
 
     async def _why_search(self, *, was_here: bool) -> str:
         """Why the node must be searched; empty when the log is known to be whole."""
@@ -441,6 +448,7 @@ class Recovery:
 
     async def _finish(self) -> None:
         was_done, self.is_done, self._opened_head = self.is_done, True, None
+        self._has_yielded = False
         self._hold(None)
         if not was_done:
             await self._on_done()

@@ -249,6 +249,32 @@ def test_an_agent_that_serves_yields_to_an_original_that_comes_back_and_returns_
     run_virtual(scenario())
 
 
+def test_the_node_is_the_other_agents_also_when_the_log_cannot_take_that_it_lives():
+    """1. The disk is full.  2. The original is started.  3. It is gone, and there is room again."""
+
+    async def scenario():
+        rig = await Rig().up(settle_s=MINUTE)
+        rig.store.is_reserve_held, rig.store.capacity_bytes = False, rig.store.used_bytes
+        rig.predecessor.is_alive = True
+        await asyncio.sleep(10)
+        assert rig.state.other_agent is None
+        assert rig.live.readiness.refusal().reason == "another_agent"
+        written = rig.checkpoints.writes
+        rig.live.links.converge_soon()
+        live_as_original(
+            rig, "theirs", next(one for one in secondaries(rig) if one not in rig.state.by_address)
+        )
+        changed = rig.kernel.applied_count
+        await asyncio.sleep(10)
+        assert (rig.kernel.applied_count, rig.checkpoints.writes) == (changed, written)
+        rig.predecessor.is_alive, rig.store.capacity_bytes = False, None
+        await rig.ready(60)
+        assert rig.held("theirs")
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
 def test_an_interface_that_nothing_explains_refuses_adds_and_serves_dels():
     async def scenario():
         rig = await with_predecessor(2)
