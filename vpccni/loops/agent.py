@@ -108,6 +108,7 @@ class Agent:
             ec2=ports.ec2,
             breakers=self.breakers,
             parallel_max=settings.ec2_parallel_max,
+            may_finish=self.readiness.may_finish,
             on_change=self._wake_planner,
             on_refused=lambda: self.reconcile.compare_soon(),
             on_recreated=lambda: self.reconcile.clean_soon(),

@@ -38,7 +38,11 @@ CREATED_AT_TAG: Final = "node.k8s.amazonaws.com/createdAt"
 
 
 class Effects:
-    """Performs effects within a budget of EC2 calls at once."""
+    """Performs effects within a budget of EC2 calls at once.
+
+    Attributes:
+        may_finish: Whether what was intended may be carried out just now.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Effects:
         ec2: Callable[[], Awaitable[Ec2]],
         breakers: Breakers,
         parallel_max: int,
+        may_finish: Callable[[], bool],
         on_change: Callable[[], None],
         on_refused: Callable[[], None],
         on_recreated: Callable[[], None],
@@ -54,6 +59,7 @@ class Effects:
         self._writer = writer
         self._ec2 = ec2
         self._breakers = breakers
+        self.may_finish = may_finish
         # What gives back never stands in the way of growth: each has a part of the budget to itself.
         shrinking = max(1, parallel_max // 4)
         self._growth = asyncio.Semaphore(max(1, parallel_max - shrinking))
@@ -106,6 +112,8 @@ class Effects:
             loop = asyncio.get_running_loop()
             until = max(self._breakers.of(wanted.kind).until, self._breakers.ask.until)
             await asyncio.sleep(max(0.0, until - loop.time()))
+            if not self.may_finish():
+                return  # Meanwhile the node has become another agent's, or its machine is in doubt.
             ec2 = await self._ec2()
             async with self._budget_of(wanted.kind):
                 await self._settle(ec2, intent, wanted)
@@ -126,6 +134,9 @@ class Effects:
     # -- the calls --------------------------------------------------------------------------------
 
     async def _attempt(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
+        if not self.may_finish():
+            # It was intended when it still might; seconds may have passed in waiting for its turn or a reading.
+            raise TransientError(Reason.CANCELLED, "nothing may be changed just now; the intent stays open")
         now = asyncio.get_running_loop().time()
         try:
             outcome = await self._call(ec2, wanted)

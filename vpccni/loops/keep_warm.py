@@ -124,8 +124,7 @@ class KeepWarm:
 
     def _resume(self, group: asyncio.TaskGroup, state: State) -> None:
         """Intents that nobody works on: left by a crash, or by a failure in between."""
-        # A node that is handed back begins nothing, and finishes what it has begun.
-        if self._no_change() not in ("", Reason.HANDING_BACK):
+        if not self._effects.may_finish():
             return
         for intent in list(state.intents.values()):
             if intent.id not in self._effects.under_way:

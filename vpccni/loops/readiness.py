@@ -79,6 +79,13 @@ class Readiness:
                 return str(held.reason)
         return self.frozen() or (str(Reason.INVARIANT_BROKEN) if self.is_broken else "")
 
+    def may_finish(self) -> bool:
+        """Whether what was intended in EC2 may be carried out.
+
+        A node that is handed back begins nothing, and finishes what it has begun.
+        """
+        return self.no_change() in ("", Reason.HANDING_BACK)
+
     def may_change_kernel(self) -> bool:
         """Whether the kernel is ours to bring in line."""
         return self.hold is None and not self.must_not_change

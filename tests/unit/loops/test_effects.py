@@ -160,6 +160,32 @@ def test_a_kill_in_the_middle_of_growth_leaves_no_orphan_and_no_open_intent(afte
     run_virtual(scenario())
 
 
+def test_an_intent_that_waits_for_its_next_try_is_not_carried_out_once_the_node_is_another_agents():
+    """1. A create is lost, and its second try waits.  2. The original is started.  3. It is gone again."""
+
+    async def scenario():
+        rig = Rig()
+        rig.region.faults.inject(Fault(action=CREATE, kind="dropped_request"))
+        rig.region.faults.inject(Fault(action=CREATE, kind="error", code="Unavailable", times=FOR_EVER))
+        await rig.up(settle_s=0)
+        await rig.add("web")  # Now an ENI in reserve is wanted.
+        await asyncio.sleep(20)
+        assert rig.state.intents
+        rig.predecessor.is_alive = True
+        await asyncio.sleep(3)
+        before = rig.calls()
+        await asyncio.sleep(120)
+        assert set(calls_since(rig, before)) <= {DESCRIBE}
+        assert rig.state.intents
+        rig.region.faults.clear()
+        rig.predecessor.is_alive = False
+        await asyncio.sleep(120)
+        assert_books_are_true(rig)
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
 # -- a detach that is accepted and cannot be watched -------------------------------------------------
 
 
