@@ -34,7 +34,7 @@ from vpccni.datapath.names import (
     is_our_alias,
     sandbox_of_alias,
 )
-from vpccni.events.sandbox import LeaseEnded, SandboxLink, SandboxWired
+from vpccni.events.sandbox import SandboxLink, SandboxWired
 from vpccni.evidence import (
     API_SERVER,
     CHECKPOINT,
@@ -59,7 +59,7 @@ from vpccni.model import (
     Stamp,
 )
 from vpccni.planner.decide_leases import same_netns
-from vpccni.projections.leases import Lease, Rest
+from vpccni.projections.leases import Lease
 from vpccni.projections.state import State
 
 OUR_NETWORK: Final = "aws-cni"
@@ -102,13 +102,11 @@ class KnownVeths:
 
     def __init__(self, state: State) -> None:
         """Index the state as it is now; what changes later is not seen."""
-        rests = {
-            rest.lease: rest
-            for rest in (*state.rests.values(), *state.standing.values())
-            if not _is_of_another_boot(rest)
-        }
+        rests = {rest.lease: rest for rest in (*state.rests.values(), *state.standing.values())}
+        # With a boot the indexes begin anew: what has an earlier one's index is somebody else.
+        ended = [rest for rest in rests.values() if rest.records["assigned"].stamp.boot_id == state.boot_id]
         self._open = _Known(((lease.key, lease.wired) for lease in state.leases.values()), is_open=True)
-        self._ended = _Known(((rest.key, rest.wired) for rest in rests.values()), is_open=False)
+        self._ended = _Known(((rest.key, rest.wired) for rest in ended), is_open=False)
 
     def explains(self, veth: HostVeth) -> bool:
         """Whether a lease, open or ended, is the reason why the veth is there."""
@@ -548,12 +546,6 @@ def _fuller(first: PodRef, second: PodRef) -> PodRef:
     if first.name and second.name and (first.namespace, first.name) != (second.namespace, second.name):
         return first
     return PodRef(first.namespace or second.namespace, first.name or second.name, first.uid or second.uid)
-
-
-def _is_of_another_boot(rest: Rest) -> bool:
-    """Whether no veth of an ended lease can be here: it did not live in this boot, or not on this machine."""
-    event = rest.records["ended"].event
-    return isinstance(event, LeaseEnded) and event.cause in ("reboot", "machine_changed")
 
 
 def _real(key: SandboxKey) -> SandboxKey | None:

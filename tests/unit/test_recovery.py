@@ -709,6 +709,16 @@ def test_a_new_interface_of_a_key_whose_lease_has_ended_is_somebodys(node):
     assert (claim.key, claim.address) == (held.key, "10.0.0.12")
 
 
+def test_the_index_of_a_veth_of_an_earlier_boot_says_nothing_of_one_that_has_it_now(node):
+    """1. A pod is wired.  2. The machine reboots, and its kernel counts from one again.  3. The original wires."""
+    lease(node, "web")
+    assert is_known(original(ifindex=7), node.state)
+    node.boot("boot-2")
+    assert not is_known(original(ifindex=7), node.state)
+    (claim,) = judge(node.state, evidence(veths=[original(ifindex=7)]), node.now, "eni").claims
+    assert claim.address == ADDRESS
+
+
 # -- what an attack on it found ---------------------------------------------------------------------
 
 
