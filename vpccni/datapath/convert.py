@@ -8,6 +8,7 @@ an address of such an object that         its objects
 ========================================  ====================================================================
 has a lease whose veth is here            go, once ours are in place
 has a lease without a veth                stay, but a rule that leads to no route: with it, packets leave by eth0
+has a lease without a known ENI           its from-rules stay: they tell by which ENI its packets leave
 is shown by a veth that the log does not  stay: absence in the log frees nothing
 know
 has neither                               go, unless a veth stands whose address nothing shows: it may be this
@@ -239,6 +240,7 @@ class _Judge:
         self._ended = veths.ended
         self._guard = guard
         self._leased = {pod.address for pod in desired.pods}
+        self._unlocated = {pod.address for pod in desired.pods if pod.is_unlocated}
         self._enis = {setup.primary for setup in desired.enis}
         self._links_to: dict[Address, set[int]] = {}
         for route in observed.routes:
@@ -255,7 +257,7 @@ class _Judge:
     def is_rule_to_go(self, rule: Rule) -> bool:
         if is_to_rule(rule):
             address = single(rule.dst)
-        elif is_narrow_from_rule(rule):
+        elif is_narrow_from_rule(rule) and single(rule.src) not in self._unlocated:
             address = single(rule.src)
         else:
             return False
@@ -297,7 +299,7 @@ def rule_problems(pod: PodWiring, found: Set[Rule]) -> list[str]:
     problems += [
         f"a rule sends packets from {pod.address} to table {rule.table}"
         for rule in sorted(found - wanted)
-        if is_from_rule(rule) or is_narrow_from_rule(rule)
+        if not pod.is_unlocated and (is_from_rule(rule) or is_narrow_from_rule(rule))
     ]
     if (to_rule(pod.address) in found) != pod.as_original:
         problems.append(

@@ -118,6 +118,7 @@ def pod_wiring(lease: LeaseWiring, settings: DatapathSettings, *, as_original: b
         rp_filter=RP_FILTER_STRICT if settings.manage_sysctls and not lease.is_found else -1,
         host_ifindex=lease.host_ifindex,
         is_found=lease.is_found,
+        is_unlocated=not binding.eni,
         as_original=as_original,
     )
 

@@ -79,6 +79,7 @@ def difference(desired: Desired, observed: Observed, *, rewire: bool = False) ->
     rules = {rule for rule in observed.rules if not rule.exotic}
     wanted = set(desired.rules)
     leased = {pod.address for pod in desired.pods}
+    unlocated = {pod.address for pod in desired.pods if pod.is_unlocated}
     left = foreign(desired, observed, veths, guard)
     return Difference(
         ip_forward=desired.ip_forward and observed.ip_forward is False,
@@ -94,7 +95,9 @@ def difference(desired: Desired, observed: Observed, *, rewire: bool = False) ->
             sorted(
                 rule
                 for rule in rules - wanted
-                if is_our_rule(rule, desired.subnets) and not _is_guarded(rule, leased, guard)
+                if is_our_rule(rule, desired.subnets)
+                and not _is_guarded(rule, leased, guard)
+                and not (rule.priority == PRIORITY_FROM_POD and single(rule.src) in unlocated)
             )
         ),
         veths_delete=_stale_veths(observed, veths),

@@ -199,6 +199,8 @@ class PodWiring(msgspec.Struct, frozen=True, kw_only=True):
         rp_filter: For the host veth; -1 leaves it alone.
         host_ifindex: 0 when nobody wrote it down.
         is_found: As in :class:`LeaseWiring`: what it has is left as it is.
+        is_unlocated: Nobody knows yet which ENI has the address: ``table`` is what the rules told when the node was
+            searched, and a plugin that was still at work then may have told more since.
         as_original: Wire it for amazon-vpc-cni-k8s, too: a host route in main, and a rule that leads to it.
     """
 
@@ -216,6 +218,7 @@ class PodWiring(msgspec.Struct, frozen=True, kw_only=True):
     rp_filter: int = -1
     host_ifindex: int = 0
     is_found: bool = False
+    is_unlocated: bool = False
     as_original: bool = False
 
 

@@ -34,7 +34,7 @@ from vpccni.datapath.objects import (
     Rule,
     VethRemoval,
 )
-from vpccni.model import Cidr, Mac
+from vpccni.model import Cidr, EniId, Mac
 
 NAME = "eni0d7763386da"
 OTHER_NAME = "enicc21c2d7785"
@@ -118,6 +118,20 @@ def test_a_pod_of_the_original_gets_our_alias_and_our_route_and_its_own_objects_
 def test_once_converted_nothing_is_left_to_do():
     observed = node(veth(alias=POD.alias), rules=(FROM,), routes=(OUR_ROUTE,))
     assert difference(wanted(POD), observed).is_empty
+
+
+def test_a_rule_that_tells_the_eni_of_a_pod_stays_as_long_as_nothing_else_tells_it():
+    """1. A node is searched while a plugin is at work.  2. That adds its rule.  3. EC2 does not list the ENI."""
+    binding = msgspec.structs.replace(POD.bindings[0], eni=EniId(""), device=0, table=254)
+    pod = msgspec.structs.replace(POD, bindings=(binding,), alias="")
+    narrow = Rule(priority=1536, table=2, src=FROM.src, dst=VPC[0])
+    observed = node(veth(), rules=(TO, FROM, narrow), routes=(MAIN_ROUTE,))
+    made = difference(wanted(pod), observed)
+    assert (made.rules_delete, made.foreign_rules) == ((), (TO,))
+    assert rule_problems(pod_wiring(pod, SETTINGS), {FROM, narrow}) == []
+    known = msgspec.structs.replace(pod, bindings=(msgspec.structs.replace(binding, eni=EniId("eni-0")),))
+    made = difference(wanted(known), observed)
+    assert (made.rules_delete, made.foreign_rules) == ((FROM,), (TO, narrow))
 
 
 @pytest.mark.parametrize(
