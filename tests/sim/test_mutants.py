@@ -74,6 +74,7 @@ def test_a_patch_for_another_package_does_not_apply(tmp_path):
     [
         "n0/cn0-1: ADD was refused with {'reason': 'internal', 'details': 'NameError'}",
         "the workload itself failed: KeyError('n0')",
+        "the simulator itself failed: KeyError('n0')",
         "n1: the agent ended by itself: KeyError: 7",
     ],
 )

@@ -28,7 +28,7 @@ SEED_S_MAX = 300.0
 """A seed takes some six seconds; what takes fifty times as long will not end."""
 
 _STUMBLES = re.compile(
-    r"the workload itself failed"
+    r"the (workload|simulator) itself failed"
     r"|\b(NameError|UnboundLocalError|AttributeError|TypeError|ImportError|ModuleNotFoundError|SyntaxError"
     r"|NotImplementedError)\b"
     # The agent's own errors end it on purpose, all others by accident.

@@ -93,7 +93,8 @@ class Cloud:
         call, name = request.call, request.sender.name
         before = self._watcher.before_call(name, call.action, call.params)
         answer = call.apply(self._loop.time())
-        if self.is_short and call.action == "DescribeNetworkInterfaces" and not isinstance(answer, Ec2Fault):
+        # A request that was dropped has no answer to be shortened.
+        if self.is_short and not isinstance(answer, Ec2Fault) and "NetworkInterfaces" in answer:
             answer = _shortened(answer)
         outcome = answer.code if isinstance(answer, Ec2Fault) else "ok" if call.is_applied else "dropped"
         if call.ending != "reply":

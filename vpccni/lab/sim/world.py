@@ -183,6 +183,8 @@ class World:
 
     def _on_unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.trace(f"unhandled {type(context.get('exception')).__name__}")
+        if "handle" in context:  # A callback of the world's: whatever it was to do is not done.
+            self.report(f"the simulator itself failed: {context.get('exception')!r}")
 
     def _count(self) -> None:
         self.operations += 1
