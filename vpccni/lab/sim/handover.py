@@ -16,12 +16,11 @@ from vpccni.errors import Reason
 from vpccni.evidence import READ, Row
 from vpccni.lab.sim.books import NodeBook
 from vpccni.lab.sim.node import SimNode
+from vpccni.lab.sim.original import NOTICED_S
 from vpccni.lab.sim.promises import BrokenPromiseError
 from vpccni.lab.sim.sandbox import Sandbox
 from vpccni.model import Address
 
-NOTICED_S: Final = 8.0
-"""After so long we have seen another agent: a look every two seconds, and whatever was under way."""
 BEHIND_S: Final = 1.0
 """How far the checkpoint file may be behind the log."""
 SETTLES_S: Final = 5.0

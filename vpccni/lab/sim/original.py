@@ -40,6 +40,8 @@ RETRY_S: Final = 3.0
 LOOK_S: Final = 5.0
 FREE_MIN: Final = 2
 GROW: Final = 4
+NOTICED_S: Final = 8.0
+"""After so long our agent has seen it: a look every two seconds, and whatever was under way."""
 VETH_PREFIX: Final = "eni"
 _BACK: Final = 503
 
@@ -262,7 +264,20 @@ class Original:
             self.pool[Address(one["PrivateIpAddress"])] = table
         return answer is not None
 
+    def _is_unseen(self) -> bool:
+        """Whether our agent serves beside it and cannot have seen it yet: then both have the same free addresses.
+
+        Nothing can keep the two from giving one of them away twice (docs/reliability.md, *What is not promised*). So
+        it gives none away, but only for as long as not to have been seen is no mistake of ours.
+        """
+        agent, since = self._node.agent, self.serving_since
+        if agent is None or since is None or not agent.recovery.is_done:
+            return False
+        return self._node.loop.time() - since < NOTICED_S
+
     def _unassign(self, addresses: Sequence[Address], enis: Sequence[Eni]) -> None:
+        if self._is_unseen():
+            return
         for address in addresses:
             owner = next((eni for eni in enis if address in eni.secondaries), None)
             if owner is None or self._watcher.is_living(self._node, address):
@@ -357,6 +372,8 @@ class Original:
 
     def _choose(self) -> Address:
         """Any free address, but for those that it takes for free or its own by a mistake that is its own."""
+        if self._is_unseen():
+            return Address("")
         node = self._node
         owned = {address for eni in node.instance.enis.values() for address in eni.secondaries}
         free = [
