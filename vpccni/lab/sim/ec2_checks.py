@@ -20,7 +20,7 @@ from vpccni.planner.reconcile import INSTANCE_TAG, NO_MANAGE_TAG
 CALLS_MAX: Final = 150
 CALLS_S: Final = 30.0
 """So many calls of one node in so many seconds are a storm; whole ENIs for a burst of pods are a third of that."""
-CALLS_NOTICED_S: Final = 20.0
+CALLS_NOTICED_S: Final = 8.0
 """Another agent is seen, and the calls that were under way or about to be tried again have left."""
 INTENDED: Final = {
     "CreateNetworkInterface": "create",
