@@ -733,6 +733,31 @@ def test_a_pod_without_a_rule_yet_is_routed_by_the_table_of_its_eni():
     assert (held.bindings[0].eni, held.bindings[0].table) == ("eni-1", 2)
 
 
+@pytest.mark.parametrize(
+    ("tables", "why", "eni", "table"),
+    [
+        ({"10.0.1.10": 2}, "older_log", "eni-1", 2),
+        ({}, "older_log", "", 254),
+        ({}, "unknown_veth", "eni-1", 2),
+        ({"10.0.1.10": 3}, "unknown_veth", "", 3),
+    ],
+    ids=["as the log says", "no rule, old log", "no rule yet", "another rule"],
+)
+def test_where_the_kernel_is_against_the_books_ec2_says_which_eni_has_the_address(tables, why, eni, table):
+    """1. A log is copied.  2. EC2 gives an address of one ENI to another one.  3. The copy is put back."""
+    enis = (eni_facts(0, 10), eni_facts(1, 10))
+    node = Node().start(*enis)
+    node.now = NOW
+    node.append(NodeSurveyed(why="new_log"))
+    found = evidence(veths=[original(address="10.0.1.10")], tables=tables)
+    node.ask(c.TakeSurvey(why=why, verdict=judged(found, node.state)))
+    (held,) = node.state.leases.values()
+    assert (held.bindings[0].eni, held.bindings[0].table) == (eni, table)
+    assert bool(node.state.enis[EniId("eni-1")].cidrs[Cidr("10.0.1.10/32")].suspected) is not bool(eni)
+    node.ask(c.ReadEc2(enis=enis, previous=enis))
+    assert (held.bindings[0].eni, held.bindings[0].table) == ("eni-1", 2)
+
+
 def test_a_row_without_a_container_id_is_a_hold_and_leaves_nothing_behind_when_it_ends():
     """It looped: a key that no lease had stayed in the index, and every search met it again."""
     half = row(key=SandboxKey("aws-cni", "", "eth0"), pod=PodRef())

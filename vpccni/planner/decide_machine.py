@@ -9,7 +9,7 @@ import msgspec
 
 from vpccni.events import address, adoption, effect, eni, node, sandbox
 from vpccni.events.codec import KIND_OF, Event
-from vpccni.evidence import Claim
+from vpccni.evidence import KERNEL, Claim
 from vpccni.model import (
     MAIN_TABLE,
     Address,
@@ -145,7 +145,10 @@ def take_survey(state: State, command: c.TakeSurvey, now: Stamp) -> c.Answer:
         if lease is not None and (not command.seen_head or lease.id <= command.seen_head):
             over.add(lease.id)
             events.append(ended(lease, ending.cause, ending.sources))
-    opened = _openings(state, verdict.claims, over, now, first=state.head + len(events) + 1)
+    is_stale = command.why in STALE_BOOKS
+    opened = _openings(
+        state, verdict.claims, over, now, first=state.head + len(events) + 1, are_books_stale=is_stale
+    )
     events += opened
     for found in verdict.wired:
         known_lease = state.leases.get(found.lease)
@@ -182,8 +185,8 @@ def take_survey(state: State, command: c.TakeSurvey, now: Stamp) -> c.Answer:
     ]
     in_use = [claim.address for claim in verdict.claims]
     events += _abandoned(state, in_use, {claim.table for claim in verdict.claims})
-    if command.why in STALE_BOOKS or opened or over:
-        events += _doubted(state, {*in_use, *state.by_address})
+    if is_stale or opened or over:
+        events += _doubted(state, {*in_use, *state.by_address} - _unlocated(opened))
     last_use = None if verdict.last_use_ns is None else stamp_of(verdict.last_use_ns, now)
     surveyed = adoption.NodeSurveyed(
         why=command.why,
@@ -199,7 +202,13 @@ def take_survey(state: State, command: c.TakeSurvey, now: Stamp) -> c.Answer:
 
 
 def _openings(
-    state: State, claims: Iterable[Claim], over: set[LeaseId], now: Stamp, *, first: int
+    state: State,
+    claims: Iterable[Claim],
+    over: set[LeaseId],
+    now: Stamp,
+    *,
+    first: int,
+    are_books_stale: bool,
 ) -> list[c.Caused]:
     """The events that open claims; ``first`` is the number that the first of them will have."""
     attached = [held for held in state.enis.values() if held.phase == "attached"]
@@ -211,7 +220,7 @@ def _openings(
         holder = state.by_key.get(claim.key) if claim.key is not None else None
         is_hold = claim.key is None or (holder is not None and holder not in over)
         lease_id = LeaseId(first + len(events))
-        bindings = (binding_of(claim, state, owners),)
+        bindings = (binding_of(claim, state, owners, are_books_stale=are_books_stale),)
         events.append((_opening(claim, bindings, now, is_hold=is_hold), 0))
         if claim.veth is not None:
             wired = sandbox.SandboxWired(
@@ -219,6 +228,17 @@ def _openings(
             )
             events.append((wired, lease_id))
     return events
+
+
+def _unlocated(opened: Iterable[c.Caused]) -> set[Address]:
+    """Addresses that were opened without an ENI: if the books name one, it may be another's by now."""
+    return {
+        binding.address
+        for event, _ in opened
+        if isinstance(event, sandbox.AddressAssigned | sandbox.AddressHeld)
+        for binding in event.bindings
+        if not binding.eni
+    }
 
 
 def _doubted(state: State, in_use: Container[Address]) -> list[c.Caused]:
@@ -293,11 +313,17 @@ def stamp_of(wall_ns: int, now: Stamp) -> Stamp:
     return Stamp(wall_ns, now.boottime_ns - (now.wall_ns - wall_ns), now.boot_id)
 
 
-def binding_of(claim: Claim, state: State, owners: Owners) -> Binding:
-    """Where the packets of a claim go; its ENI when the log knows who owns the address."""
+def binding_of(claim: Claim, state: State, owners: Owners, *, are_books_stale: bool = False) -> Binding:
+    """Where the packets of a claim go; its ENI when the log knows who owns the address.
+
+    An address may have come to another ENI since the books were true. So where the rules that the kernel follows are
+    against them, EC2 is to say who has it.
+    """
     table = claim.table
     card, device = device_of_table(table)
     found = owners.of(claim.address)
+    if found is not None and _is_elsewhere(claim, state.enis[found].table, are_books_stale=are_books_stale):
+        found = None
     if found is not None:
         held = state.enis[found]
         # A pod that is still being wired has no rule yet that would tell its table.
@@ -310,6 +336,15 @@ def binding_of(claim: Claim, state: State, owners: Owners) -> Binding:
         device=device,
         table=table,
     )
+
+
+def _is_elsewhere(claim: Claim, table: int, *, are_books_stale: bool) -> bool:
+    """Whether the kernel sends the packets of a claim by another table than that of the ENI that the books name.
+
+    That no rule sends them anywhere says so of stale books only: a plugin adds its rule at last.
+    """
+    is_told = claim.table != MAIN_TABLE or are_books_stale
+    return KERNEL in claim.evidence and is_told and bool(table) and claim.table != table
 
 
 class Owners:
@@ -359,6 +394,8 @@ def locations(state: State, events: Sequence[c.Caused]) -> list[c.Caused]:
                 owned.append((event.eni, tuple(state.enis[event.eni].cidrs)))
         elif isinstance(event, address.CidrsOwned):
             owned.append((event.eni, event.cidrs))
+        elif isinstance(event, address.CidrCleared):
+            owned.append((event.eni, (event.cidr,)))
     owners = Owners(owned)
     found: list[c.Caused] = []
     for lease_id in {**state.unlocated, **moved}:
