@@ -11,7 +11,8 @@ class EniAdopted(msgspec.Struct, frozen=True, kw_only=True):
     """The node now keeps this ENI in its books.
 
     Attributes:
-        facts: What EC2 said; its ``cidrs`` are empty here, ownership is ``CidrsOwned``.
+        facts: What EC2 said. Its ``cidrs`` are empty, ownership is ``CidrsOwned``; but for what was left behind,
+            which is not in the pool: a lease that is found on one of them later keeps it from being deleted.
         managed: Whether addresses of it may be assigned and changed by us.
         origin: ``created`` by us, ``found`` attached, or ``left_behind`` (unattached, to be deleted).
         table: Its Linux routing table (254 for the primary ENI).

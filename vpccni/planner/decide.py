@@ -140,7 +140,9 @@ def _objection(state: State, wanted: effect.EffectIntended, now: Stamp, context:
         case "detach":
             return _detach_objection(state, held, busy, now, context.cooldown_s)
         case "delete":
-            is_used = held.lease_count or any(is_leased(state, cidr) for cidr in held.cidrs)
+            # Of what was left behind no CIDR is in the pool; its facts tell them.
+            cidrs = (*held.cidrs, *held.facts.cidrs)
+            is_used = held.lease_count or any(is_leased(state, cidr) for cidr in cidrs)
             return "busy" if busy or held.phase != "detached" or is_used else ""
         case _:
             return f"effect {wanted.kind} is of a later release"

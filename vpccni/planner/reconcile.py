@@ -178,12 +178,13 @@ def adopt_left_behind(state: State, enis: tuple[EniFacts, ...]) -> tuple[Caused,
     """Unattached ENIs of ours that the books do not hold: taken in only to be deleted.
 
     None while a create is open: it may be the very one that the create made. Nor one with an address that was found
-    in use: whoever told of it may be wrong, but the address stays with us as long as its lease.
+    in use: whoever told of it may be wrong, but the address stays with us as long as its lease. Such a lease may
+    also be found later: so the books keep the ENI's addresses, among its facts.
     """
     if any(intent.intended.kind == "create" for intent in state.intents.values()):
         return ()
     return tuple(
-        (eni.EniAdopted(facts=_bare(facts), managed=True, origin="left_behind"), 0)
+        (eni.EniAdopted(facts=facts, managed=True, origin="left_behind"), 0)
         for facts in enis
         if facts.id not in state.enis
         and not facts.attachment

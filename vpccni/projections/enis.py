@@ -25,7 +25,7 @@ class Eni(msgspec.Struct, kw_only=True):
     """An ENI in the node's books.
 
     Attributes:
-        facts: What EC2 said at its adoption (``cidrs`` empty).
+        facts: What EC2 said at its adoption; ``cidrs`` is empty but for an ENI that was left behind.
         phase: ``detached`` (exists, not attached) or ``attached``.
         attachment, device, card, table: Valid while attached.
         is_link_ready: The link is in the kernel, addressed and routed.

@@ -134,6 +134,18 @@ def test_an_eni_with_an_address_that_was_found_is_not_deleted_while_its_lease_is
     assert loose.id in node.state.enis
 
 
+def test_an_eni_that_was_left_behind_is_not_deleted_when_a_search_finds_a_user_of_its_address():
+    """A bug: it was taken in before the node could be searched, and its addresses were not remembered."""
+    node = served()
+    loose = eni_facts(3, 30, attachment="", instance="", device=-1)
+    node.ask(c.AdoptLeftBehind((loose,)))
+    found(node, claim("other", "10.0.3.30"))
+    delete = c.Intend(effect.EffectIntended(kind="delete", eni=loose.id))
+    assert isinstance(node.decide(delete), Refused)
+    node.delete("other")
+    assert isinstance(node.decide(delete), c.Decision)
+
+
 def test_a_found_lease_is_located_when_its_eni_turns_out_to_be_attached():
     """1. We create an ENI. 2. Another agent attaches and uses it. 3. We find its pod, and then the attachment."""
     node = served()
