@@ -101,7 +101,7 @@ def _unread(state: State) -> int:
         for held in state.enis.values()
         if is_usable(held)
         for cidr in held.cidrs
-        if is_unread(held, cidr)
+        if is_unread(held, cidr) and not is_leased(state, cidr)
     )
 
 

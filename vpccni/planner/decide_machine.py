@@ -186,7 +186,11 @@ def take_survey(state: State, command: c.TakeSurvey, now: Stamp) -> c.Answer:
     in_use = [claim.address for claim in verdict.claims]
     events += _abandoned(state, in_use, {claim.table for claim in verdict.claims})
     if is_stale or opened or over:
-        events += _doubted(state, {*in_use, *state.by_address} - _unlocated(opened))
+        # Of whom the kernel shows, EC2 has the address. A file may speak of one that is long given back, and so may
+        # an old lease: when it ends, the address must not be assigned unless EC2 lists it.
+        shown = {claim.address for claim in verdict.claims if KERNEL in claim.evidence}
+        leased = () if is_stale else state.by_address
+        events += _doubted(state, {*shown, *leased} - _unlocated(opened))
     last_use = None if verdict.last_use_ns is None else stamp_of(verdict.last_use_ns, now)
     surveyed = adoption.NodeSurveyed(
         why=command.why,
@@ -241,14 +245,14 @@ def _unlocated(opened: Iterable[c.Caused]) -> set[Address]:
     }
 
 
-def _doubted(state: State, in_use: Container[Address]) -> list[c.Caused]:
+def _doubted(state: State, sure: Container[Address]) -> list[c.Caused]:
     """Whoever was here without this log may have given back what the log says we own: EC2 is to list it first."""
     return [
         (address.CidrSuspected(eni=held.facts.id, cidr=cidr, source="survey", readings=1), 0)
         for held in state.enis.values()
         if held.managed and held.phase == "attached"
         for cidr, owned in held.cidrs.items()
-        if not owned.suspected and not (cidr.endswith("/32") and cidr[:-3] in in_use)
+        if not owned.suspected and not (cidr.endswith("/32") and cidr[:-3] in sure)
     ]
 
 

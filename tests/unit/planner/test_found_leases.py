@@ -7,7 +7,7 @@ import msgspec
 from tests.unit.projections.node import Node, eni_facts, instance, key_of, pod_of
 from vpccni.errors import Reason, Refused
 from vpccni.events import effect, eni, sandbox
-from vpccni.evidence import Claim, Verdict
+from vpccni.evidence import KERNEL, RUNTIME_CACHE, Claim, Verdict
 from vpccni.model import Address, Cidr, EniId, IntentId
 from vpccni.planner import commands as c
 from vpccni.planner.doctor import examine
@@ -21,8 +21,10 @@ def served() -> Node:
     return Node(enis_max=4).start(eni_facts(0, 10, 11), eni_facts(1, 20), eni_facts(2))
 
 
-def claim(name: str, where: str, table: int = 254, **fields) -> Claim:
-    return Claim(key=key_of(name), pod=pod_of(name), address=Address(where), table=table, **fields)
+def claim(name: str, where: str, table: int = 254, evidence: tuple[str, ...] = (KERNEL,), **fields) -> Claim:
+    return Claim(
+        key=key_of(name), pod=pod_of(name), address=Address(where), table=table, evidence=evidence, **fields
+    )
 
 
 def found(node: Node, *claims: Claim, why: str = "foreign_checkpoint") -> None:
@@ -57,6 +59,27 @@ def test_after_another_agent_no_address_is_assigned_before_ec2_lists_it():
     assert suspected(node) == set()
     assert Cidr("10.0.1.20/32") not in node.state.enis[ONE].cidrs, "it was given back"
     assert node.run_pod("new") == "10.0.0.10"
+
+
+def test_an_address_of_which_only_a_file_speaks_is_not_assigned_after_its_lease_before_ec2_lists_it():
+    """A bug: a cached result named an address that was given back long ago; after a reboot it was assigned."""
+    node = served()
+    found(node, claim("old", "10.0.0.10", evidence=(RUNTIME_CACHE,)))
+    node.delete("old")
+    node.unwire_all()
+    node.wait(61)
+    assert isinstance(node.add("new"), c.Park)
+    read(node, eni_facts(0, 11), eni_facts(1, 20), eni_facts(2))
+    assert node.run_pod("new") == "10.0.0.11"
+
+
+def test_an_address_of_an_old_lease_is_not_assigned_after_its_end_before_ec2_lists_it():
+    node = served()
+    node.run_pod("old")
+    found(node)
+    assert suspected(node) == {"10.0.0.10/32", "10.0.0.11/32", "10.0.1.20/32"}
+    read(node, eni_facts(0, 10, 11), eni_facts(1, 20), eni_facts(2))
+    assert suspected(node) == set()
 
 
 def test_on_a_full_node_an_add_waits_for_the_addresses_that_ec2_is_asked_about():
