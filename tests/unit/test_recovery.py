@@ -551,6 +551,19 @@ def test_a_hold_ends_by_address_and_namespace_together(addresses, netns, ends):
     assert (not node.state.leases) is ends
 
 
+def test_a_del_ends_the_lease_of_its_key_and_the_hold_of_its_address():
+    """A bug: the runtime named another address of a sandbox than the log, and nothing ever ended that hold."""
+    node = surveyed(evidence(results=[cached()]))
+    node.ask(
+        c.TakeSurvey(why="x", verdict=judged(evidence(results=[cached(address="10.0.0.18")]), node.state))
+    )
+    assert [lease.is_hold for lease in node.state.leases.values()] == [False, True]
+    node.ask(
+        c.EndLease(key=KEY, cause="del", addresses=(Address("10.0.0.18"),), netns="/var/run/netns/cni-1")
+    )
+    assert not node.state.leases
+
+
 def test_a_hold_becomes_a_lease_when_a_call_names_its_namespace():
     node = surveyed(evidence(veths=[original()]))
     add = c.Add(key=KEY, pod=WEB, netns="/run/netns/cni-1")

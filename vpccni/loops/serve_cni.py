@@ -41,7 +41,7 @@ from vpccni.loops.wiring import (
 from vpccni.loops.write import Writer
 from vpccni.model import LeaseId, SandboxKey, Stamp
 from vpccni.planner import commands as c
-from vpccni.planner.decide_leases import find_lease
+from vpccni.planner.decide_leases import find_leases
 from vpccni.ports import Clock, Kernel, Spool, SpooledDel
 from vpccni.projections.leases import Lease
 
@@ -309,18 +309,19 @@ class CniService:
         end = c.EndLease(
             key=call.key, cause="del", sources=("runtime",), addresses=call.addresses, netns=call.netns
         )
-        lease = find_lease(state, end)
-        if lease is None and self._readiness.hold is not None:
+        leases = find_leases(state, end)
+        if not leases and self._readiness.hold is not None:
             # A search may be about to find this sandbox: the DEL is carried out when that is over.
             await self._spool.write(body, self._clock.now())
             return
         async with asyncio.TaskGroup() as group:
-            if lease is not None and state.other_agent is None:
-                group.create_task(self._unwire(lease), name=f"unwire {call.key.container_id}")
+            if state.other_agent is None:
+                for lease in leases:
+                    group.create_task(self._unwire(lease), name=f"unwire {call.key.container_id}")
             refused = await self._record_end(end, body)
         if refused is not None:
             raise refused
-        if lease is None and any(address not in state.by_address for address in call.addresses):
+        if not leases and any(address not in state.by_address for address in call.addresses):
             # A sandbox that the log never had: what its rules and routes left is found by a look at the whole.
             self._look_soon()
 

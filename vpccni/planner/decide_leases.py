@@ -158,30 +158,30 @@ def end_lease(state: State, command: c.EndLease, context: c.Context) -> c.Answer
     """A DEL: by the sandbox's key, else by address and namespace. Nothing to end is success, too."""
     if context.must_not_change:
         return Refused(Reason.LOG_NEWER, ", ".join(context.must_not_change))
-    lease = find_lease(state, command)
-    if lease is None or _is_older(state, lease, command):
+    leases = [lease for lease in find_leases(state, command) if not _is_older(state, lease, command)]
+    if not leases:
         return c.Decision()
-    return c.Decision((ended(lease, command.cause, command.sources),), lease.id)
+    return c.Decision(tuple(ended(lease, command.cause, command.sources) for lease in leases), leases[0].id)
 
 
-def find_lease(state: State, command: c.EndLease) -> Lease | None:
-    """The lease or hold that a DEL is about.
+def find_leases(state: State, command: c.EndLease) -> list[Lease]:
+    """The leases and holds that a DEL is about, that of its key first.
 
+    They are more than one where a search has found the sandbox with another address than the log has for its key.
     Of a key that the original once made up only the container id is real.
     A hold is never found by a pod's name: a repeated DEL of an old sandbox must not free the address of the
     sandbox that has it now. Its address and its namespace together belong to one sandbox only.
     """
     lease = state.lease_of(command.key)
-    if lease is not None:
-        return lease
+    found = [lease] if lease is not None else []
     for each in state.leases.values():
         if each.is_hold:
             is_here = bool(command.netns) and same_netns(each.netns, command.netns)
             if is_here and any(binding.address in command.addresses for binding in each.bindings):
-                return each
-        elif each.key.container_id == command.key.container_id and is_made_up(each.key):
-            return each
-    return None
+                found.append(each)
+        elif each is not lease and each.key.container_id == command.key.container_id and is_made_up(each.key):
+            found.append(each)
+    return found
 
 
 def same_netns(one: str, other: str) -> bool:
