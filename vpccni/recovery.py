@@ -10,7 +10,8 @@ what is found                                          what it becomes
 a host veth whose address a route or its namespace     a lease, when the cache or a row tells its sandbox's
 shows                                                  key (ours: its alias); else a hold
 a cached result or a row of this boot, without veth    a lease that is not wired; two sources end it
-a cached result or a row from before this boot         nothing: no sandbox of then is alive
+a cached result or a row from before this boot         nothing: no sandbox of then is alive. Where an alias of
+                                                       ours names its sandbox, only the clock was set
 a host veth whose address nothing shows                unexplained: no address is assigned meanwhile
 =====================================================  =====================================================
 
@@ -173,6 +174,7 @@ class _Judge:
         kernel = evidence.kernel
         self._veths = kernel.veths if kernel is not None else ()
         self._tables = kernel.from_tables if kernel is not None else {}
+        self._aliases = {veth.alias for veth in self._veths if is_our_alias(veth.alias)}
         self._cached = [one for one in evidence.cache.entries if self._is_ours(one)]
         self._rows = [row for file in evidence.checkpoints for row in self._rows_of(file)]
         self._cached_by: dict[str, list[CachedResult]] = {}
@@ -221,10 +223,17 @@ class _Judge:
         )
         if not is_our_network or not cached.addresses:
             return False
-        if 0 < cached.modified_ns < self._boot_ns:
+        if self._is_of_before(cached.key, cached.modified_ns):
             self._notes.append(f"{cached.file}: written before this boot")
             return False
         return True
+
+    def _is_of_before(self, key: SandboxKey, written_ns: int) -> bool:
+        """Whether evidence is from before this boot.
+
+        A wall clock that is set forward makes all evidence look so. The alias of an interface proves the contrary.
+        """
+        return 0 < written_ns < self._boot_ns and alias_of(key) not in self._aliases
 
     def _has_seen_end(self, key: SandboxKey, address: Address, told_ns: int) -> bool:
         """Whether the log ended this lease after the time from which a file speaks: the file is behind."""
@@ -239,7 +248,7 @@ class _Judge:
             return
         for row in file.rows:
             written_ns = row.allocated_ns or file.modified_ns
-            if 0 < written_ns < self._boot_ns:
+            if self._is_of_before(row.key, written_ns):
                 self._notes.append(f"{row.address} in {file.path}: allocated before this boot")
             elif ":" in row.address:
                 self._notes.append(f"{row.address} in {file.path}: IPv6 is not served yet")

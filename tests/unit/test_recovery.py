@@ -202,6 +202,17 @@ def test_evidence_from_before_this_boot_proves_no_life():
     assert len(verdict.notes) == 2
 
 
+def test_evidence_that_a_clock_made_old_counts_where_an_interface_of_ours_carries_its_id():
+    """A bug: the clock was set forward, and an old log kept for ever what an earlier sandbox of this key had."""
+    node = surveyed(evidence(results=[cached(address="10.0.0.10")]))
+    found = evidence(veths=[ours()], results=[cached(modified_ns=LAST_BOOT_NS)])
+    verdict = judged(found, node.state)
+    assert [(one.key, one.evidence) for one in verdict.claims] == [(KEY, ("kernel", "runtime_cache"))]
+    assert [ending.cause for ending in verdict.endings] == ["superseded"]
+    (claim,) = judged(evidence(veths=[ours()], rows=[row(allocated_ns=LAST_BOOT_NS)])).claims
+    assert claim.evidence == ("kernel", "checkpoint")
+
+
 def test_an_export_of_ours_from_another_boot_proves_no_life():
     assert judged(evidence(rows=[row()], log_id="l", seq=9, boot_id="boot-0")).claims == ()
     assert len(judged(evidence(rows=[row()], log_id="l", seq=9, boot_id="boot-1")).claims) == 1
