@@ -15,7 +15,14 @@ from vpccni.projections.state import State
 
 
 class OpenLease(msgspec.Struct):
-    """A lease or a hold that the disk has. ``key`` has no container id for a hold."""
+    """A lease or a hold that the disk has.
+
+    Attributes:
+        key: Without container id for a hold.
+        told_at: When a search or another log told of it; minus infinity for one that our agent gave.
+        is_shown: Our agent gave it, or the kernel showed its sandbox: not only a file speaks of it.
+        is_located: Its ENI is known.
+    """
 
     address: Address
     key: SandboxKey
@@ -23,9 +30,9 @@ class OpenLease(msgspec.Struct):
     boot_id: str
     boottime_ns: int
     origin: str = "add"
-    pod_name: str = ""
-    pod_uid: str = ""
-    is_seen: bool = False
+    told_at: float = float("-inf")
+    is_shown: bool = True
+    is_located: bool = True
 
 
 class NodeBook(msgspec.Struct):

@@ -27,18 +27,21 @@ class Watcher(Protocol):
     def on_call(self, sender: str, action: str, params: Mapping[str, Any]) -> None:
         """A call leaves its sender."""
 
-    def before_call(self, sender: str, action: str, params: Mapping[str, Any]) -> object:
-        """Before it is applied; gives what ``after_call`` takes."""
+    def before_call(self, sender: str, action: str, params: Mapping[str, Any], sent_at: float) -> object:
+        """Before it is applied; gives what ``after_call`` takes. ``sent_at`` is when it left its sender."""
 
     def after_call(self, sender: str, action: str, outcome: str, before: object) -> None:
         """After it was applied."""
 
 
 class _Request:
-    __slots__ = ("answer", "call", "is_applied", "is_lost", "sender")
+    __slots__ = ("answer", "call", "is_applied", "is_lost", "sender", "sent_at")
 
-    def __init__(self, sender: Sender, call: Call, answer: asyncio.Future[dict[str, Any]]) -> None:
+    def __init__(
+        self, sender: Sender, call: Call, answer: asyncio.Future[dict[str, Any]], sent_at: float
+    ) -> None:
         self.sender = sender
+        self.sent_at = sent_at
         self.call = call
         self.answer = answer
         self.is_lost = False
@@ -51,11 +54,13 @@ class Cloud:
     Attributes:
         region: The model.
         is_short: Describe leaves out the last address of each ENI, and the last ENI of a machine.
+        last_short_at: When it last did.
     """
 
     def __init__(self, region: Region, loop: VirtualLoop, trace: Trace, watcher: Watcher) -> None:
         self.region = region
         self.is_short = False
+        self.last_short_at = float("-inf")
         self._loop = loop
         self._trace = trace
         self._watcher = watcher
@@ -78,7 +83,7 @@ class Cloud:
     ) -> asyncio.Future[dict[str, Any]]:
         """Take a request in; the future gets the answer, unless the sender is dead by then."""
         call = self.region.arrive(action, params, self._loop.time())
-        request = _Request(sender, call, self._loop.create_future())
+        request = _Request(sender, call, self._loop.create_future(), self._loop.time())
         self._under_way[request] = None
         self._watcher.on_call(sender.name, action, params)
         sender.pass_point("ec2_sent")
@@ -91,11 +96,12 @@ class Cloud:
             return
         request.is_applied = True
         call, name = request.call, request.sender.name
-        before = self._watcher.before_call(name, call.action, call.params)
+        before = self._watcher.before_call(name, call.action, call.params, request.sent_at)
         answer = call.apply(self._loop.time())
         # A request that was dropped has no answer to be shortened.
         if self.is_short and not isinstance(answer, Ec2Fault) and "NetworkInterfaces" in answer:
             answer = _shortened(answer)
+            self.last_short_at = self._loop.time()
         outcome = answer.code if isinstance(answer, Ec2Fault) else "ok" if call.is_applied else "dropped"
         if call.ending != "reply":
             outcome += f" {call.ending}"

@@ -18,12 +18,12 @@ from vpccni.events.codec import Record
 from vpccni.events.effect import EffectAbandoned, EffectConfirmed, EffectFailed, EffectIntended
 from vpccni.events.envelope import Stored
 from vpccni.events.node import InvariantBroken
-from vpccni.events.sandbox import AddressAssigned, AddressHeld, LeaseEnded, LeaseIdentified
-from vpccni.evidence import READ
+from vpccni.events.sandbox import AddressAssigned, AddressHeld, LeaseEnded, LeaseIdentified, LeaseLocated
+from vpccni.evidence import KERNEL, READ
 from vpccni.lab.ec2 import Region
 from vpccni.lab.sim import handover
 from vpccni.lab.sim.books import LastUse, NodeBook, OpenLease, Rested
-from vpccni.lab.sim.ec2_checks import Ec2Checks, reporting
+from vpccni.lab.sim.ec2_checks import Ec2Checks, could_locate, reporting
 from vpccni.lab.sim.node import SimNode
 from vpccni.lab.sim.promises import BrokenPromiseError
 from vpccni.lab.sim.sandbox import Sandbox
@@ -41,6 +41,7 @@ PLANS_S: Final = 5.0
 _LEASE_KINDS: Final = frozenset({"address_assigned", "address_held", "lease_identified", "lease_ended"})
 _WATCHED: Final = _LEASE_KINDS | frozenset(
     {
+        "lease_located",
         "node_surveyed",
         "effect_intended",
         "effect_confirmed",
@@ -77,6 +78,8 @@ class DiskChecks(Ec2Checks):
         for stored in node.store.events:
             if stored.kind in _WATCHED:
                 self._take(book, opened(stored))
+        for lease in book.leases.values():
+            lease.told_at = node.loop.time()
         book.had_lost_log = True
         foreign = node.store.foreign_count
         last = node.store.events[foreign - 1].seq if foreign else 0
@@ -91,6 +94,8 @@ class DiskChecks(Ec2Checks):
                 self._open(book, record, record.event)
             case LeaseIdentified():
                 book.leases[record.event.lease].key = record.event.key
+            case LeaseLocated():
+                book.leases[record.event.lease].is_located = all(each.eni for each in record.event.bindings)
             case LeaseEnded():
                 held = book.leases.pop(record.event.lease, None)
                 if held is not None and book.by_address.get(held.address) == held.lease:
@@ -114,6 +119,9 @@ class DiskChecks(Ec2Checks):
                 boot_id=since.boot_id,
                 boottime_ns=since.boottime_ns,
                 origin=origin,
+                told_at=float("-inf") if origin == "add" else book.node.loop.time(),
+                is_shown=origin == "add" or KERNEL in event.evidence,
+                is_located=bool(binding.eni),
             )
             book.leases[lease.lease] = lease
             book.by_address[binding.address] = lease.lease
@@ -289,7 +297,11 @@ class DiskChecks(Ec2Checks):
         elif event.kind in ("detach", "delete"):
             owner = self._region.world.enis.get(event.eni)
             inside = set(owner.secondaries) if owner is not None else set()
-        covered = [address for address in book.by_address if address in inside]
+        covered = [
+            address
+            for address, lease in book.by_address.items()
+            if address in inside and could_locate(book, book.leases[lease])
+        ]
         covered += [sandbox.address for sandbox in book.acked.values() if sandbox.address in inside]
         for address in sorted(inside & self._ended.keys()):
             ended = self._ended[Address(address)]
