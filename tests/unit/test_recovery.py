@@ -587,6 +587,23 @@ def test_a_hold_becomes_a_lease_when_a_call_names_its_namespace():
     assert not node.state.leases
 
 
+@pytest.mark.parametrize(
+    "key",
+    [SandboxKey("", KEY.container_id, "eth0"), SandboxKey("_migrated-from-cri", KEY.container_id, "unknown")],
+    ids=["a row without its network", "a row from the container runtime"],
+)
+def test_the_same_add_again_finds_a_lease_of_which_only_the_container_id_was_known(key):
+    """A bug: the sandbox got a second address."""
+    node = surveyed(evidence(veths=[original()], rows=[row(key=key)]))
+    answer = node.ask(c.Add(key=KEY, pod=WEB, netns="/var/run/netns/cni-1"))
+    (held,) = node.state.leases.values()
+    assert isinstance(answer, c.Decision)
+    assert (held.key, answer.lease, answer.is_new) == (KEY, held.id, False)
+    assert examine(node.state) == []
+    node.ask(c.EndLease(key=KEY, cause="del"))
+    assert not node.state.leases
+
+
 def test_a_row_from_the_container_runtime_ends_by_its_container_id():
     migrated = row(key=SandboxKey("_migrated-from-cri", "c-1", "unknown"), pod=PodRef())
     node = surveyed(evidence(rows=[migrated]))

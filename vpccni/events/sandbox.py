@@ -105,6 +105,8 @@ class LeaseLocated(msgspec.Struct, frozen=True, kw_only=True):
 class LeaseIdentified(msgspec.Struct, frozen=True, kw_only=True):
     """A call or a source told which sandbox a hold belongs to; from here on it is an ordinary lease.
 
+    Or it told the whole key of a lease of which only the container id was known.
+
     Attributes:
         source: Who told it (``add``, ``check``, ``runtime_cache``, …).
     """

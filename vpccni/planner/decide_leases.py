@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vpccni.checkpoint import is_made_up
+from vpccni.checkpoint import UNKNOWN_IFNAME, is_made_up
 from vpccni.errors import Reason, Refused
 from vpccni.events import sandbox
-from vpccni.model import Cidr, EniId, LeaseId, Stamp, cidr_size, is_inside
+from vpccni.model import Cidr, EniId, LeaseId, SandboxKey, Stamp, cidr_size, is_inside
 from vpccni.planner import commands as c
 from vpccni.planner.assign import choose_address, is_usable
 from vpccni.planner.commands import PREVIOUS
@@ -25,10 +25,10 @@ def add(state: State, command: c.Add, now: Stamp, context: c.Context) -> c.Answe
             # Only a file tells of it: wired before its ENI is known, its packets would leave by another one.
             return Refused(Reason.RECOVERING, "EC2 has not told yet which ENI has the sandbox's address")
         return c.Decision((), held.id)
-    hold = _hold_in(state, command)
-    if hold is not None and not context.must_not_change:
-        named = sandbox.LeaseIdentified(lease=hold.id, key=command.key, pod=command.pod, source="add")
-        return c.Decision(((named, hold.id),), hold.id)
+    found = _hold_in(state, command) or _half_known(state, command.key)
+    if found is not None and not context.must_not_change:
+        named = sandbox.LeaseIdentified(lease=found.id, key=command.key, pod=command.pod, source="add")
+        return c.Decision(((named, found.id),), found.id)
     request: tuple[c.Caused, ...] = ()
     if not command.request:
         request = ((sandbox.AddRequested(key=command.key, pod=command.pod), 0),)
@@ -66,10 +66,24 @@ def _hold_in(state: State, command: c.Add) -> Lease | None:
     return None
 
 
+def _half_known(state: State, key: SandboxKey) -> Lease | None:
+    """The lease of this sandbox, found by a row that told of its key no more than the container id."""
+    for lease in state.leases.values():
+        if lease.key.container_id == key.container_id and is_made_up(lease.key):
+            return lease if lease.key.ifname in ("", UNKNOWN_IFNAME, key.ifname) else None
+    return None
+
+
 def identify(state: State, command: c.Identify) -> c.Answer:
-    """A call that is not an ADD names the sandbox of a hold."""
+    """A call that is not an ADD names the sandbox of a hold, or of a lease whose key is not whole."""
     if state.lease_of(command.key) is not None:
         return c.Decision()
+    half = _half_known(state, command.key)
+    if half is not None:
+        whole = sandbox.LeaseIdentified(
+            lease=half.id, key=command.key, pod=command.pod, source=command.source
+        )
+        return c.Decision(((whole, half.id),), half.id)
     for lease in state.leases.values():
         is_here = lease.is_hold and bool(command.netns) and same_netns(lease.netns, command.netns)
         if is_here and any(binding.address in command.addresses for binding in lease.bindings):

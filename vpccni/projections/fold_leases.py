@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from vpccni.checkpoint import is_made_up
 from vpccni.errors import InvariantBrokenError
 from vpccni.events import sandbox
 from vpccni.events.codec import Record
@@ -96,12 +97,14 @@ def _lease_located(state: State, record: Record, event: sandbox.LeaseLocated) ->
 
 def _lease_identified(state: State, record: Record, event: sandbox.LeaseIdentified) -> None:
     lease = state.leases.get(event.lease)
-    if lease is None or not lease.is_hold:
-        raise InvariantBrokenError(f"event {record.seq} names lease {event.lease}, which is no hold")
+    if lease is None or not (lease.is_hold or is_made_up(lease.key)):
+        raise InvariantBrokenError(f"event {record.seq} names lease {event.lease}, whose sandbox is known")
     if event.key in state.by_key:
         raise InvariantBrokenError(
             f"event {record.seq} is for {event.key}, which already has lease {state.by_key[event.key]}"
         )
+    if not lease.is_hold:
+        del state.by_key[lease.key]
     lease.key, lease.pod = event.key, event.pod
     lease.records["identified"] = record
     state.by_key[event.key] = lease.id
