@@ -15,8 +15,10 @@ import structlog
 
 from vpccni.checkpoint import Mark, hold_key, render_checkpoint
 from vpccni.errors import VpccniError
+from vpccni.events.address import CidrsReleased
 from vpccni.events.adoption import CheckpointExported
 from vpccni.events.codec import Record
+from vpccni.events.eni import EniGone
 from vpccni.events.sandbox import AddressAssigned, AddressHeld, LeaseEnded, LeaseIdentified
 from vpccni.evidence import Row
 from vpccni.loops.write import Writer
@@ -31,6 +33,17 @@ _log = structlog.get_logger("export")
 PERIOD_S: Final = 0.5
 """Between two writes while leases come and go: half of what is promised."""
 RETRY_S: Final = 2.0
+
+
+_WORTH_WRITING: Final = (
+    AddressAssigned,
+    AddressHeld,
+    LeaseIdentified,
+    LeaseEnded,
+    # The rows stay, and the mark moves on: an older copy of the log, which still owns these, shows by it.
+    CidrsReleased,
+    EniGone,
+)
 
 
 class Export:
@@ -61,11 +74,8 @@ class Export:
         self.problem = ""
 
     def on_records(self, records: Sequence[Record]) -> None:
-        """Leases came or went."""
-        if any(
-            isinstance(one.event, (AddressAssigned, AddressHeld, LeaseIdentified, LeaseEnded))
-            for one in records
-        ):
+        """Leases came or went, or something was given back to EC2."""
+        if any(isinstance(one.event, _WORTH_WRITING) for one in records):
             self._wake.set()
 
     def wake(self) -> None:

@@ -32,6 +32,7 @@ from vpccni.datapath.survey import is_host_veth
 from vpccni.errors import Reason, Refused, VpccniError
 from vpccni.events.node import InstanceObserved
 from vpccni.evidence import (
+    ABSENT,
     API_SERVER,
     CHECKPOINT,
     KERNEL,
@@ -481,7 +482,11 @@ def _as_host_veth(link: LinkSeen) -> HostVeth:
 
 def _why_of(file: CheckpointFile, now: Stamp, log_id: str, head: int, imported: str) -> str:
     """What a checkpoint file says about a log that seems whole; empty when nothing."""
-    if file.status != READ or file.digest == imported:
+    if file.status == ABSENT:
+        return ""
+    if file.status != READ:
+        return "unreadable_checkpoint"  # Nobody can tell whether another agent has served since.
+    if file.digest == imported:
         return ""
     if file.log_id == log_id:
         return "older_log" if file.seq > head else ""

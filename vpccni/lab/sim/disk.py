@@ -48,13 +48,19 @@ class Disk(MemoryStore):
         self._put([], [])
         self.is_marked = is_marker_left
 
-    def rewind(self, at_s: float) -> int:
+    def rewind(self, at_s: float, exported: int) -> int:
         """The log of then is put back, as it was copied: how many events that takes away. Nobody has it open.
 
-        A copy has the log's side files, too, so that nothing in them tells how far it once was.
+        A copy has the log's side files, too, so that nothing in them tells how far it once was. Only our export
+        does: the copy lacks the event that ``exported`` is the number of.
         """
         before = len(self.events)
-        kept = max((length for at, length in self._batches if at <= at_s), default=0)
+        older = [
+            length
+            for at, length in self._batches
+            if at <= at_s and (length == 0 or self.events[length - 1].seq < exported)
+        ]
+        kept = max(older, default=0)
         events = self.events[:kept]
         head = events[-1].seq if events else 0
         self._put(events, [one for one in self.snapshots if one.seq <= head])

@@ -14,6 +14,10 @@ from typing import Final
 
 import msgspec
 
+from vpccni.adapters.log_format import opened
+from vpccni.checkpoint import parse_checkpoint
+from vpccni.events.node import LogCreated
+from vpccni.evidence import READ
 from vpccni.lab.sim.faults import Fault
 from vpccni.lab.sim.loop import VirtualLoop
 from vpccni.lab.sim.misleading import mislead
@@ -146,8 +150,9 @@ class Rollout:
             node.start()
 
     def _change_log(self, fault: Fault, node: SimNode) -> None:
-        if fault.how == "old" and node.checkpoints.files:  # Without our export nothing tells that it is old.
-            taken = node.store.rewind(self._loop.time() - fault.count)
+        exported = _exported_seq(node)
+        if fault.how == "old" and exported:  # Without our export nothing tells that it is old.
+            taken = node.store.rewind(self._loop.time() - fault.count, exported)
             node.trace(f"{node.name} log of {fault.count} s ago: {taken} events less")
         elif fault.how == "foreign":
             others = [other for other in self._nodes if other is not node and other.store.events]
@@ -216,3 +221,12 @@ class Rollout:
         body = msgspec.json.encode({"mode": mode})
         asked = self._loop.create_task(agent.set_mode(body), name="set mode", context=life.context())
         await asyncio.wait([asked], timeout=10.0)
+
+
+def _exported_seq(node: SimNode) -> int:
+    """The event that our export in the checkpoint file is of; 0 when there is none of this log that can be read."""
+    content, _ = node.checkpoints.files.get(0, (b"", 0))
+    file = parse_checkpoint(content, path="ipam.json")
+    first = opened(node.store.events[0]).event if node.store.events else None
+    is_of_this_log = isinstance(first, LogCreated) and file.log_id == first.log_id
+    return file.seq if file.status == READ and is_of_this_log else 0
