@@ -347,7 +347,11 @@ class CniService:
     # -- DELs that were written down ---------------------------------------------------------------
 
     async def end_spooled(self, entry: SpooledDel) -> bool:
-        """Carry out one spooled DEL, in its sandbox's turn. False when the log does not take it now."""
+        """Carry out one spooled DEL, in its sandbox's turn.
+
+        False when it must be tried again: the log does not take it now, or a newer ADD of the sandbox is under way,
+        which may wait long for its address and sees to older DELs itself.
+        """
         try:
             call = cni.decode(entry.body)
         except CniFault as fault:
@@ -359,7 +363,9 @@ class CniService:
             )
             return True
         flight = self._turns.under_way(call.key)
-        if flight is not None and flight.add is not None and _is_newer(entry, flight.since):
+        if flight is not None and flight.add is not None:
+            if not _is_newer(entry, flight.since):
+                return False
             flight.add.cancel()
         async with self.turn_of(call.key):
             return await self._submit_spooled(call, entry)

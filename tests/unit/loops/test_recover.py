@@ -12,6 +12,7 @@ from tests.unit.loops.rig import Rig
 from vpccni.checkpoint import Mark, parse_checkpoint, render_checkpoint
 from vpccni.datapath.names import alias_of, host_veth_name
 from vpccni.evidence import CachedResult, Row
+from vpccni.lab.ec2 import FOR_EVER, Fault
 from vpccni.lab.sim.loop import run_virtual
 from vpccni.model import Address, PodRef, SandboxKey
 from vpccni.planner.doctor import examine
@@ -177,6 +178,29 @@ def test_an_add_that_waits_for_the_search_comes_after_a_del_in_the_spool():
         held = rig.lease("old-0")
         assert held is not None
         assert held.origin == "add"
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_an_add_that_waits_for_an_address_holds_up_neither_the_recovery_nor_other_spooled_dels():
+    """1. A DEL is spooled, and its key is used again. 2. That ADD waits, as EC2 is away."""
+
+    async def scenario():
+        rig = await with_predecessor(3)
+        rig.region.inject(Fault(action="*", kind="error", code="InternalError", count=FOR_EVER))
+        for pod in ("again", "old-0"):
+            await rig.spool.write(json.dumps(spooled(pod)).encode(), rig.clock.now())
+        rig.kernel.survey_refusal = "Operation not permitted [EPERM]"
+        await rig.start()
+        adding = asyncio.create_task(rig.cni("ADD", "again"))
+        await asyncio.sleep(2)
+        rig.kernel.survey_refusal = ""
+        await asyncio.sleep(8)
+        assert not adding.done()
+        assert rig.lease("old-0") is None
+        assert set(exported(rig).values()) == {"old-1", "old-2"}
+        adding.cancel()
         await rig.stop()
 
     run_virtual(scenario())

@@ -88,7 +88,7 @@ def rows_of(content: bytes) -> dict[Address, str]:
     found = parse_checkpoint(content, path="ipam.json")
     if found.status != READ or found.unreadable or not found.log_id:
         raise BrokenPromiseError(
-            f"an export cannot be read: {found.status} {found.unreadable} {found.log_id}"
+            f"the export of log {found.log_id} cannot be read: {found.status} {found.unreadable} {found.log_id}"
         )
     rows = {
         row.address: "" if row.key.network == HOLD_NETWORK else row.key.container_id for row in found.rows
