@@ -375,6 +375,7 @@ class Agent:
             _log.error("log_newer", kinds=start.must_not_change)
             return
         boot_id = self._ports.clock.now().boot_id
+        is_same_boot = self.writer.state.boot_id == boot_id
         log_id = f"{self._log_ids.getrandbits(128):032x}"
         await self.writer.submit(c.StartAgent(boot_id=boot_id, version=__version__, log_id=log_id))
         await self.writer.submit(c.Observe(PolicyObserved(settings=effective(self.settings))))
@@ -382,7 +383,9 @@ class Agent:
             # Nobody is served before IMDS and EC2 have answered: they are asked while the node is searched.
             self.recovery.begin_soon(is_lost=start.is_lost, opened_head=int(start.head))
             return
-        await self.recovery.begin(is_lost=start.is_lost, opened_head=int(start.head))
+        await self.recovery.begin(
+            is_lost=start.is_lost, opened_head=int(start.head), is_same_boot=is_same_boot
+        )
         if not self.recovery.is_done:
             self.readiness.not_serving = None  # What holds us back is told by the recovery.
 

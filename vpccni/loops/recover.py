@@ -110,6 +110,7 @@ class Recovery:
         self._on_unlisted = on_unlisted
         self._is_lost = False
         self._opened_head: int | None = None
+        self._expects_export = False
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
         self._unknown: dict[int, tuple[LinkSeen, float]] = {}
@@ -124,13 +125,15 @@ class Recovery:
 
     # -- at the start -----------------------------------------------------------------------------
 
-    async def begin(self, *, is_lost: bool, opened_head: int) -> None:
+    async def begin(self, *, is_lost: bool, opened_head: int, is_same_boot: bool = False) -> None:
         """Confirm the log, or search the node. Returns also when another agent lives: ``run`` goes on then.
 
         Args:
             is_lost: The log is new although there was one here.
             opened_head: The newest event of the log as it was opened, before this agent's own.
+            is_same_boot: An agent has written the log in this boot: a reboot takes our export away, nothing else.
         """
+        self._expects_export = is_same_boot and self._writer.state.exported is not None
         self.begin_soon(is_lost=is_lost, opened_head=opened_head)
         self._wake.clear()
         await self._look_once()
@@ -267,7 +270,12 @@ class Recovery:
         files = await self._checkpoints.read()
         why = _why_of(files[0], self._clock.now(), state.log_id, self._known_head(), self._imported())
         # The other one may have served since, also where its file is gone: a reboot takes that away.
-        return why or ("handed_back" if state.mode != "serve" else "")
+        if not why and state.mode != "serve":
+            return "handed_back"
+        if not why and self._expects_export and files[0].status != READ:
+            # Only our export tells an old copy of the log from the log. Now the node and EC2 have to.
+            return "no_checkpoint"
+        return why
 
     def _has_unknown(self) -> bool:
         """Whether a veth that appeared a while ago is still explained by no lease."""
@@ -450,6 +458,7 @@ class Recovery:
     async def _finish(self) -> None:
         was_done, self.is_done, self._opened_head = self.is_done, True, None
         self._has_yielded = False
+        self._expects_export = False
         self._hold(None)
         if not was_done:
             await self._on_done()
@@ -485,7 +494,7 @@ def _why_of(file: CheckpointFile, now: Stamp, log_id: str, head: int, imported: 
     if file.status == ABSENT:
         return ""
     if file.status != READ:
-        return "unreadable_checkpoint"  # Nobody can tell whether another agent has served since.
+        return "no_checkpoint"  # Nobody can tell whether another agent has served since.
     if file.digest == imported:
         return ""
     if file.log_id == log_id:

@@ -432,6 +432,30 @@ def test_an_old_log_without_an_export_is_told_by_the_interfaces_that_it_does_not
     run_virtual(scenario())
 
 
+@pytest.mark.parametrize("has_booted", [False, True], ids=["in the same boot", "after a reboot"])
+def test_a_log_whose_export_is_gone_may_be_an_old_copy_until_ec2_lists_its_addresses(has_booted):
+    """A bug: a copy came back without its export, and what had been given back since was assigned."""
+
+    async def scenario():
+        rig = await Rig().up(settle_s=MINUTE)
+        await rig.add("pod")
+        await rig.stop()
+        rig.checkpoints.files.clear()
+        if has_booted:  # A reboot takes the export away, and the log is as good as it was.
+            rig.clock.boot_id = "boot-2"
+        await rig.start()
+        await asyncio.sleep(0.01)
+        kinds = rig.kinds()
+        assert ("cidr_suspected" in kinds, kinds.count("node_surveyed")) == (
+            (False, 1) if has_booted else (True, 2)
+        )
+        await rig.ready(60)
+        await rig.add("next")
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
 def test_a_good_log_is_not_searched_for():
     async def scenario():
         rig = await Rig().up(settle_s=MINUTE)
