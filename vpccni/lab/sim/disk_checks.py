@@ -70,6 +70,7 @@ class DiskChecks(Ec2Checks):
         Leases of another machine's log are the other's, and may end here.
         """
         book = self._books[node.name]
+        self._check_spool(book)  # What was forgotten until now was forgotten by the log of until now.
         book.generation += 1
         book.leases, book.by_address, book.intents = {}, {}, {}
         book.records, book.audit, book.folds = [], State(), {}
