@@ -18,7 +18,8 @@ class NodeSurveyed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     Attributes:
         why: ``new_log``, ``marker_without_log``, ``older_log``, ``no_checkpoint`` (it is gone, or cannot be read),
-            ``another_machine``, ``unknown_veth``, ``foreign_checkpoint`` or ``handed_back``.
+            ``another_machine``, ``unknown_veth``, ``foreign_checkpoint``, ``another_agent`` (it left no file) or
+            ``handed_back``.
         leases, holds: How many were found that the log did not have.
         ended: How many of the log's leases ended by it.
         unexplained: Host interfaces whose address nothing tells.

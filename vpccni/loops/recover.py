@@ -272,6 +272,9 @@ class Recovery:
         # The other one may have served since, also where its file is gone: a reboot takes that away.
         if not why and state.mode != "serve":
             return "handed_back"
+        if not why and was_here and files[0].log_id != state.log_id:
+            # A reboot has taken its file away, or the file is as it was before: it has changed the pool all the same.
+            return "another_agent"
         if not why and self._expects_export and files[0].status != READ:
             # Only our export tells an old copy of the log from the log. Now the node and EC2 have to.
             return "no_checkpoint"

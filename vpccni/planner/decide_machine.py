@@ -27,7 +27,7 @@ from vpccni.planner.decide_leases import ended
 from vpccni.projections.state import State
 
 READINGS_TO_CHANGE: Final = 2
-STALE_BOOKS: Final = ("older_log", "no_checkpoint", "foreign_checkpoint", "handed_back")
+STALE_BOOKS: Final = ("older_log", "no_checkpoint", "foreign_checkpoint", "another_agent", "handed_back")
 """Why a node was searched whose log may be behind EC2: others have changed addresses and ENIs meanwhile."""
 
 

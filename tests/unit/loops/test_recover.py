@@ -456,6 +456,27 @@ def test_a_log_whose_export_is_gone_may_be_an_old_copy_until_ec2_lists_its_addre
     run_virtual(scenario())
 
 
+def test_after_another_agent_whose_file_a_reboot_took_away_ec2_is_to_list_the_addresses_first():
+    """A bug: it had changed the pool, the node was booted, and the books of before were believed."""
+
+    async def scenario():
+        rig = await Rig().up(settle_s=MINUTE)
+        rig.predecessor.is_alive = True
+        await asyncio.sleep(5)
+        assert rig.state.other_agent is not None
+        await rig.stop()
+        rig.predecessor.is_alive = False
+        rig.checkpoints.files.clear()
+        rig.clock.boot_id = "boot-2"
+        await rig.start()
+        await asyncio.sleep(0.01)
+        assert rig.state.survey.why == "another_agent"
+        assert "cidr_suspected" in rig.kinds()
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
 def test_a_good_log_is_not_searched_for():
     async def scenario():
         rig = await Rig().up(settle_s=MINUTE)
