@@ -89,6 +89,7 @@ class Original:
         left_behind: It has made an ENI that it never attached.
         rows: Its datastore: what it has assigned.
         pool: The routing table of each address that it knows.
+        lost: Addresses of living pods that it did not know when it last started. It has taken their rules away.
     """
 
     def __init__(self, node: SimNode, watcher: OriginalWatcher, seed: int) -> None:
@@ -97,7 +98,7 @@ class Original:
         self._rng = random.Random(f"{seed} {node.name} original")
         self._task: asyncio.Task[None] | None = None
         self._rested: dict[Address, float] = {}
-        self._lost: frozenset[Address] = frozenset()
+        self.lost: frozenset[Address] = frozenset()
         self.is_running = False
         self.is_serving = False
         self.serving_since: float | None = None
@@ -184,7 +185,7 @@ class Original:
         self.rows = {row.address: row for row in kept}
         for row in dropped:
             self._drop_rules(row.address)
-        self._lost = self._watcher.on_original_restored(node, dict(self.rows), listed)
+        self.lost = self._watcher.on_original_restored(node, dict(self.rows), listed)
         self._write()
         node.kernel.start_as_original(self._setups(), sorted(self.rows))
 
@@ -379,7 +380,7 @@ class Original:
         free = [
             one
             for one in self._free()
-            if one in owned and one not in self._lost and not self._watcher.is_living(node, one)
+            if one in owned and one not in self.lost and not self._watcher.is_living(node, one)
         ]
         return self._rng.choice(free) if free else Address("")
 
