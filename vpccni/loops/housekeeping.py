@@ -242,7 +242,9 @@ class Housekeeping:
             seen |= left
             await self.drain_spool()
         if left:
-            raise TransientError(Reason.LOG_WRITE_FAILED, f"{len(left)} spooled DELs wait for the log, or for an ADD")
+            raise TransientError(
+                Reason.LOG_WRITE_FAILED, f"{len(left)} spooled DELs wait for the log, or for an ADD"
+            )
 
     async def drain_at_start(self) -> None:
         """As ``drain_spool``; what cannot be read now is read later and does not keep ADDs from being served."""

@@ -188,7 +188,7 @@ def test_an_add_that_waits_for_an_address_holds_up_neither_the_recovery_nor_othe
 
     async def scenario():
         rig = await with_predecessor(3)
-        rig.region.inject(Fault(action="*", kind="error", code="InternalError", count=FOR_EVER))
+        rig.region.faults.inject(Fault(action="*", kind="error", code="InternalError", times=FOR_EVER))
         for pod in ("again", "old-0"):
             await rig.spool.write(json.dumps(spooled(pod)).encode(), rig.clock.now())
         rig.kernel.survey_refusal = "Operation not permitted [EPERM]"

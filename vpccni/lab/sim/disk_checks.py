@@ -152,6 +152,7 @@ class DiskChecks(Ec2Checks):
                     self._on_intended(book, record.stamp, record.event)
                 case NodeSurveyed():
                     book.trace_at = latest_trace(node)
+                    book.may_export_since = float("inf")  # Nothing was exported during the search.
                 case InvariantBroken():
                     raise BrokenPromiseError(f"{node.name} reports {record.event}")
                 case _:

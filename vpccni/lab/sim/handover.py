@@ -192,8 +192,9 @@ def lost_by_restore(
         if sandbox.served_by == "ours" and not in_time:
             continue
         is_ready = node.handed_back_at is not None and sandbox.acked_at < node.handed_back_at
-        # What IMDS listed when it was ready may be missing again when IMDS goes back to an older view.
-        if is_ours and is_ready and (sandbox.address in listed or not node.region.imds.lag_s):
+        # What IMDS listed when it was ready may be missing again, when somebody has broken IMDS since.
+        is_imds_well = node.imds_broken_at < (node.handed_back_at or 0.0)
+        if is_ours and is_ready and (sandbox.address in listed or is_imds_well):
             raise BrokenPromiseError(
                 f"the node {node.name} was handed back, and the original does not know {sandbox.told} "
                 f"({sandbox.address}, {'' if sandbox.address in listed else 'not '}listed by IMDS)"

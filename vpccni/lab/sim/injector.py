@@ -197,7 +197,10 @@ class Injector:
         eni = list(node.instance.enis.values())[-1]
         if fault.how == "lag":
             imds.lag_s = fault.seconds
+            for each in self._nodes:
+                each.imds_broken_at = self._loop.time()
         else:
+            node.imds_broken_at = self._loop.time()
             imds.inject(
                 ImdsFault(
                     kind=fault.how,  # type: ignore[arg-type]

@@ -66,6 +66,7 @@ class SimNode:
         started_at: When our latest agent was started.
         last_export_at: When our agent last replaced the checkpoint file.
         misled_at: When a source last went wrong.
+        imds_broken_at: When IMDS last began to say what is not so.
         handed_back_at: When an operator was told that the original may be started; ``None`` when he was not.
     """
 
@@ -105,7 +106,7 @@ class SimNode:
         self.plugin = "ours"
         self.original = Original(self, watcher, seed)
         self.handed_back_at: float | None = None
-        self.misled_at = float("-inf")
+        self.misled_at = self.imds_broken_at = float("-inf")
         self.started_at = self.last_export_at = float("-inf")
         self.life: Life | None = None
         self.agent: Agent | None = None
