@@ -403,15 +403,16 @@ class Agent:
             if self.recovery.is_done:
                 self.recovery.search_again()
             return
+        # First, also where IMDS has not answered yet: what is exported must not leave out who lives here.
+        observed = await self.links.look()
+        if self.readiness.hold is not None:
+            return  # It could not be told who lives here: the recovery comes back to this.
         if state.instance is None:
             if self.readiness.not_serving is not None:
                 self.readiness.not_serving = Refused(
                     Reason.NODE_NOT_INITIALIZED, "the log is new: waiting for IMDS"
                 )
             return
-        observed = await self.links.look()
-        if self.readiness.hold is not None:
-            return  # It could not be told who lives here: the recovery comes back to this.
         if not has_primary_link(observed, state.instance.primary_mac):
             mac = state.instance.primary_mac
             self.readiness.not_serving = Refused(Reason.NOT_THE_SAME_MACHINE, f"no link has MAC {mac}")

@@ -12,7 +12,7 @@ from tests.unit.loops.rig import Rig
 from vpccni.checkpoint import Mark, parse_checkpoint, render_checkpoint
 from vpccni.datapath.names import alias_of, host_veth_name
 from vpccni.evidence import CachedResult, Row
-from vpccni.lab.ec2 import FOR_EVER, Fault
+from vpccni.lab.ec2 import FOR_EVER, Fault, ImdsFault
 from vpccni.lab.sim.loop import run_virtual
 from vpccni.model import Address, PodRef, SandboxKey
 from vpccni.planner.doctor import examine
@@ -550,6 +550,28 @@ def test_a_mode_that_does_not_exist_is_refused(body):
         reply = await rig.live.set_mode(body)
         assert reply.status == 400
         assert msgspec.json.decode(reply.body)["reason"] == "bad_request"
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_who_came_while_we_were_down_is_found_and_exported_also_while_imds_is_silent():
+    """1. IMDS has never answered.  2. The original serves; its file is gone.  3. We start with our log."""
+
+    async def scenario():
+        rig = Rig()
+        rig.region.imds.inject(ImdsFault(kind="status", times=FOR_EVER))
+        await rig.start()
+        await asyncio.sleep(5)
+        assert rig.state.survey is not None
+        assert rig.state.instance is None
+        await rig.kill()
+        rig.checkpoints.files.clear()
+        live_as_original(rig, "theirs", "10.0.0.77")
+        await rig.start()
+        assert rig.held("theirs").bindings[0].address == "10.0.0.77"
+        await asyncio.sleep(5)
+        assert set(exported(rig)) == {"10.0.0.77"}
         await rig.stop()
 
     run_virtual(scenario())
