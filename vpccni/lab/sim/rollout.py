@@ -208,11 +208,17 @@ class Rollout:
 
     async def _serve(self, node: SimNode) -> None:
         """Whatever was going on before: we serve."""
-        while node.agent is None or node.agent.writer.state.mode != "serve":
+        while not self._is_served(node):
             if node.is_idle:
                 node.start()
             await self._ask_for(node, "serve")
             await asyncio.sleep(LOOK_S)
+
+    @staticmethod
+    def _is_served(node: SimNode) -> bool:
+        """Whether an agent of ours serves, and not one that is about to end."""
+        agent = node.agent
+        return agent is not None and not agent.readiness.is_stopping and agent.writer.state.mode == "serve"
 
     async def _ask_for(self, node: SimNode, mode: str) -> None:
         agent, life = node.agent, node.life
