@@ -15,7 +15,14 @@ from vpccni.planner import commands as c
 from vpccni.planner import decide_leases, decide_machine
 from vpccni.planner.commands import PREVIOUS
 from vpccni.planner.reconcile import adopt_left_behind, compare_with_ec2
-from vpccni.planner.view import ADDRESS_KINDS, SIDE_KINDS, busy_with, is_cidr_free, is_leased
+from vpccni.planner.view import (
+    ADDRESS_KINDS,
+    SIDE_KINDS,
+    busy_with,
+    is_cidr_free,
+    is_cidr_rested,
+    is_leased,
+)
 from vpccni.projections.enis import Eni
 from vpccni.projections.state import State
 
@@ -142,7 +149,9 @@ def _objection(state: State, wanted: effect.EffectIntended, now: Stamp, context:
         case "delete":
             # Of what was left behind no CIDR is in the pool; its facts tell them.
             cidrs = (*held.cidrs, *held.facts.cidrs)
-            is_used = held.lease_count or any(is_leased(state, cidr) for cidr in cidrs)
+            is_used = held.lease_count or not all(
+                is_cidr_rested(state, cidr, now, context.cooldown_s) for cidr in cidrs
+            )
             return "busy" if busy or held.phase != "detached" or is_used else ""
         case _:
             return f"effect {wanted.kind} is of a later release"

@@ -166,6 +166,11 @@ def test_an_eni_that_was_left_behind_is_not_deleted_when_a_search_finds_a_user_o
     delete = c.Intend(effect.EffectIntended(kind="delete", eni=loose.id))
     assert isinstance(node.decide(delete), Refused)
     node.delete("other")
+    node.unwire_all()
+    assert isinstance(node.decide(delete), Refused), (
+        "its address is in cooldown, and another node could get it"
+    )
+    node.wait(31)
     assert isinstance(node.decide(delete), c.Decision)
 
 
