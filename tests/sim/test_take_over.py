@@ -347,6 +347,7 @@ def test_while_a_search_fails_nothing_is_assigned():
         assert stage.refusal(node) == "recovering"
         node.kernel.survey_refusal = ""
         await stage.ready(node, within_s=5.0)
+        await asyncio.sleep(1.0)  # Our executable takes the other's place.
         await stage.pods(node, 3)
 
     play(scenario)

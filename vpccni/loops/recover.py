@@ -110,7 +110,7 @@ class Recovery:
         self._on_unlisted = on_unlisted
         self._is_lost = False
         self._opened_head: int | None = None
-        self._expects_export = False
+        self._is_same_boot = False
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
         self._unknown: dict[int, tuple[LinkSeen, float]] = {}
@@ -133,7 +133,7 @@ class Recovery:
             opened_head: The newest event of the log as it was opened, before this agent's own.
             is_same_boot: An agent has written the log in this boot: a reboot takes our export away, nothing else.
         """
-        self._expects_export = is_same_boot and self._writer.state.exported is not None
+        self._is_same_boot = is_same_boot
         self.begin_soon(is_lost=is_lost, opened_head=opened_head)
         self._wake.clear()
         await self._look_once()
@@ -275,10 +275,13 @@ class Recovery:
         if not why and was_here and files[0].log_id != state.log_id:
             # A reboot has taken its file away, or the file is as it was before: it has changed the pool all the same.
             return "another_agent"
-        if not why and self._expects_export and files[0].status != READ:
-            # Only our export tells an old copy of the log from the log. Now the node and EC2 have to.
-            return "no_checkpoint"
-        return why
+        return why or ("no_checkpoint" if self._misses_export(files[0]) else "")
+
+    def _misses_export(self, file: CheckpointFile) -> bool:
+        """Whether our export should be there and is not: only it tells an old copy of the log from the log."""
+        if self.is_done or self._writer.state.exported is None:
+            return False
+        return self._is_same_boot and file.status == ABSENT  # A reboot takes it away.
 
     def _has_unknown(self) -> bool:
         """Whether a veth that appeared a while ago is still explained by no lease."""
@@ -461,7 +464,6 @@ class Recovery:
     async def _finish(self) -> None:
         was_done, self.is_done, self._opened_head = self.is_done, True, None
         self._has_yielded = False
-        self._expects_export = False
         self._hold(None)
         if not was_done:
             await self._on_done()

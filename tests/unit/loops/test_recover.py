@@ -456,6 +456,20 @@ def test_a_log_whose_export_is_gone_may_be_an_old_copy_until_ec2_lists_its_addre
     run_virtual(scenario())
 
 
+def test_after_a_reboot_an_export_that_cannot_be_read_says_nothing_for_the_log():
+    async def scenario():
+        rig = await Rig().up(settle_s=MINUTE)
+        await rig.stop()
+        rig.checkpoints.is_readable = False
+        rig.clock.boot_id = "boot-2"
+        await rig.start()
+        await asyncio.sleep(0.01)
+        assert rig.state.survey.why == "no_checkpoint"
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
 def test_after_another_agent_whose_file_a_reboot_took_away_ec2_is_to_list_the_addresses_first():
     """A bug: it had changed the pool, the node was booted, and the books of before were believed."""
 
