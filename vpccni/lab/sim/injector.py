@@ -280,6 +280,9 @@ class Injector:
             node.stop(fault.seconds)
 
     def _reboot(self, fault: Fault, node: SimNode) -> None:
+        is_ours_down = node.life is None or node.life.is_over
+        if is_ours_down and node.original.ended_at > node.started_at:
+            return  # It would take away all that tells our agent that another one has changed the pool.
         self._on_reboot(node)
         node.reboot(fault.seconds, is_sent="sent" in fault.flag)
 
