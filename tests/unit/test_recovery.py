@@ -604,6 +604,16 @@ def test_the_same_add_again_finds_a_lease_of_which_only_the_container_id_was_kno
     assert not node.state.leases
 
 
+@pytest.mark.parametrize(
+    ("tables", "is_answered"), [({}, False), ({ADDRESS: 3}, True)], ids=["no rule", "a rule"]
+)
+def test_the_same_add_again_waits_for_ec2_where_no_rule_tells_the_table(tables, is_answered):
+    """A bug: a kill left a sandbox half wired, its log was lost, and its packets went by the main table."""
+    node = surveyed(evidence(veths=[ours()], tables=tables))
+    answer = node.decide(c.Add(key=KEY, pod=WEB, netns="/var/run/netns/cni-1"))
+    assert isinstance(answer, c.Decision) is is_answered
+
+
 def test_a_row_from_the_container_runtime_ends_by_its_container_id():
     migrated = row(key=SandboxKey("_migrated-from-cri", "c-1", "unknown"), pod=PodRef())
     node = surveyed(evidence(rows=[migrated]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vpccni.checkpoint import UNKNOWN_IFNAME, is_made_up
 from vpccni.errors import Reason, Refused
 from vpccni.events import sandbox
-from vpccni.model import Cidr, EniId, LeaseId, SandboxKey, Stamp, cidr_size, is_inside
+from vpccni.model import MAIN_TABLE, Cidr, EniId, LeaseId, SandboxKey, Stamp, cidr_size, is_inside
 from vpccni.planner import commands as c
 from vpccni.planner.assign import choose_address, is_usable
 from vpccni.planner.commands import PREVIOUS
@@ -21,8 +21,9 @@ def add(state: State, command: c.Add, now: Stamp, context: c.Context) -> c.Answe
         return context.refusing  # Also a sandbox that has its lease: nothing is wired beside another agent.
     held = state.lease_of(command.key)
     if held is not None:
-        if held.wired is None and not held.is_located:
-            # Only a file tells of it: wired before its ENI is known, its packets would leave by another one.
+        is_table_told = held.wired is not None and all(one.table != MAIN_TABLE for one in held.bindings)
+        if not held.is_located and not is_table_told:
+            # Wired before its ENI is known, its packets could leave by another one. What is there may be half wired.
             return Refused(Reason.RECOVERING, "EC2 has not told yet which ENI has the sandbox's address")
         return c.Decision((), held.id)
     found = _hold_in(state, command) or _half_known(state, command.key)
