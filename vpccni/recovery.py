@@ -313,8 +313,8 @@ class _Judge:
             if told is not None and (key is None or is_made_up(key)):  # or its row has lost a part of it
                 key = SandboxKey(OUR_NETWORK, *told)
                 evidence.append("alias")
-        if key is not None and RUNTIME_CACHE in evidence:
-            self._end_other_lease(key, address)
+        if key is not None and len(evidence) > 1 and evidence[1] != "alias":
+            self._end_other_lease(key, address, evidence[1])
         if key is not None and (key in self._keys or self._has_other_lease(key, address)):
             self._notes.append(
                 f"{address} of {veth.ifname}: its sandbox {key.container_id} has another address"
@@ -461,14 +461,14 @@ class _Judge:
             return False
         return all(binding.address != address for binding in lease.bindings)
 
-    def _end_other_lease(self, key: SandboxKey, address: Address) -> None:
-        """An old log knows an earlier sandbox of this key: kernel and runtime agree on what the present one has."""
+    def _end_other_lease(self, key: SandboxKey, address: Address, source: str) -> None:
+        """An old log knows an earlier sandbox of this key: kernel and a file agree on what the present one has."""
         lease = self._state.lease_of(key)
         if lease is None or not self._has_other_lease(key, address):
             return
         shown = {one for veth in self._veths for one in veth.routed or veth.inside}
         if not any(binding.address in shown for binding in lease.bindings):
-            self._endings[lease.id] = Ending(lease.id, "superseded", (KERNEL, RUNTIME_CACHE))
+            self._endings[lease.id] = Ending(lease.id, "superseded", (KERNEL, source))
             self._notes.append(f"lease {lease.id}: its sandbox has {address} now")
 
     @staticmethod

@@ -696,16 +696,20 @@ def test_a_row_without_a_whole_key_may_be_that_of_any_lease_of_its_address(node)
         assert bool(judge(node.state, found, node.now, "eni").unlisted) is is_left_out
 
 
-def test_of_a_key_that_was_used_again_the_sandbox_that_kernel_and_runtime_show_has_the_lease(node):
+def test_of_a_key_that_was_used_again_the_sandbox_that_kernel_and_a_file_show_has_the_lease(node):
     """1. A copy of the log is put back. 2. The sandbox of a key of it has ended, and another one has that key."""
     held = lease(node, "web")
     veth = ours("web", "10.0.0.12", ifindex=9, netns="/var/run/netns/cni-9")
     alone = judged(evidence(veths=[veth]), node.state)
     assert alone.endings == (), "one source"
     assert [claim.key for claim in alone.claims] == [None]
-    verdict = judged(evidence(veths=[veth], results=[cached("web", "10.0.0.12")]), node.state)
-    assert [(one.lease, one.cause) for one in verdict.endings] == [(held.id, "superseded")]
-    assert [(claim.key, claim.address) for claim in verdict.claims] == [(held.key, "10.0.0.12")]
+    for second in (
+        {"results": [cached("web", "10.0.0.12")]},
+        {"rows": [row("web", "10.0.0.12")]},
+    ):
+        verdict = judged(evidence(veths=[veth], **second), node.state)
+        assert [(one.lease, one.cause) for one in verdict.endings] == [(held.id, "superseded")]
+        assert [(claim.key, claim.address) for claim in verdict.claims] == [(held.key, "10.0.0.12")]
     first = ours("web", held.bindings[0].address, ifindex=8, netns="/var/run/netns/cni-8")
     both = evidence(veths=[first, veth], results=[cached("web", "10.0.0.12")])
     assert judged(both, node.state).endings == (), "the kernel shows it, too"

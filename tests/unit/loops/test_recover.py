@@ -438,7 +438,6 @@ def test_a_log_whose_export_is_gone_may_be_an_old_copy_until_ec2_lists_its_addre
 
     async def scenario():
         rig = await Rig().up(settle_s=MINUTE)
-        await rig.add("pod")
         await rig.stop()
         rig.checkpoints.files.clear()
         if has_booted:  # A reboot takes the export away, and the log is as good as it was.
