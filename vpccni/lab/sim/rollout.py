@@ -155,7 +155,7 @@ class Rollout:
             taken = node.store.rewind(self._loop.time() - fault.count, exported)
             node.trace(f"{node.name} log of {fault.count} s ago: {taken} events less")
         elif fault.how == "foreign":
-            others = [other for other in self._nodes if other is not node and other.store.events]
+            others = [other for other in self._nodes if other is not node and _has_own_log(other)]
             if not others:
                 return
             node.bake(others[fault.count % len(others)])
@@ -236,3 +236,8 @@ def _exported_seq(node: SimNode) -> int:
     first = opened(node.store.events[0]).event if node.store.events else None
     is_of_this_log = isinstance(first, LogCreated) and file.log_id == first.log_id
     return file.seq if file.status == READ and is_of_this_log else 0
+
+
+def _has_own_log(node: SimNode) -> bool:
+    """A log that is itself a copy is not copied on: no disk comes back in the boot in which it left."""
+    return bool(node.store.events) and not node.store.foreign_count
