@@ -17,11 +17,12 @@ import structlog
 
 from vpccni.errors import Reason, Refused, TransientError, VpccniError
 from vpccni.events.node import LIMITS_REVISION, LimitsObserved, MaxPodsObserved
+from vpccni.loops.imds_enis import imds_enis
 from vpccni.loops.readiness import Readiness
 from vpccni.loops.write import Writer
 from vpccni.model import Cidr, EniFacts, InstanceId
 from vpccni.planner import commands as c
-from vpccni.planner.view import is_unread
+from vpccni.planner.view import is_leased, is_unread
 from vpccni.ports import Ec2, Imds, KubernetesNode
 
 _log = structlog.get_logger("reconcile")
@@ -30,6 +31,7 @@ IMDS_PERIOD_S: Final = 15.0
 """One small read each: 4 a minute, where the original makes 77."""
 EC2_PERIOD_S: Final = 1800.0
 """EC2 is asked when IMDS disagrees with the books; this is for what IMDS cannot show."""
+IMDS_PATIENCE_S: Final = 0.5
 SECOND_READING_S: Final = 5.0
 """After a reading that found something new: two readings must agree before it is believed."""
 RETRY_FIRST_S: Final = 0.25
@@ -249,16 +251,39 @@ class Reconcile:
             was_empty = not state.enis
             if not any(facts.device == 0 for facts in enis):
                 raise TransientError(Reason.EC2_REFUSED, "EC2 does not list the primary ENI")
-            await self._writer.submit(c.ReadEc2(enis=enis, previous=self._previous))
+            believed = await self._as_imds_lists(enis) if was_empty else enis
+            await self._writer.submit(c.ReadEc2(enis=believed, previous=self._previous))
             self._previous = enis
             if was_empty:
-                # It may be older than what a lost log has given back: it is asked again at the next look.
-                self._is_doubted = True
+                self._is_doubted = True  # It is asked again at the next look.
                 break
             if not self._differs(enis):
                 break
             await asyncio.sleep(SECOND_READING_S)
         await self._on_identity()
+
+    async def _as_imds_lists(self, enis: tuple[EniFacts, ...]) -> tuple[EniFacts, ...]:
+        """The first reading of all, without the addresses that IMDS does not list and no pod has.
+
+        It may be older than what a log that is lost has given back. IMDS, when it answers, is another witness.
+        """
+        try:
+            async with asyncio.timeout(IMDS_PATIENCE_S):
+                listed = {facts.mac: set(facts.cidrs) for facts in await imds_enis(self._imds)}
+        except (VpccniError, TimeoutError):
+            return enis
+        state = self._writer.state
+        return tuple(
+            msgspec.structs.replace(
+                facts,
+                cidrs=tuple(
+                    cidr
+                    for cidr in facts.cidrs
+                    if cidr in listed.get(facts.mac, ()) or is_leased(state, cidr)
+                ),
+            )
+            for facts in enis
+        )
 
     async def _with_subnets(self, enis: tuple[EniFacts, ...]) -> tuple[EniFacts, ...]:
         """EC2 tells a subnet's CIDR by a call of its own, which IAM may forbid; IMDS knows it, too."""
