@@ -15,6 +15,7 @@ from vpccni.lab.sim.injector import Injector
 from vpccni.lab.sim.invariants import Checker
 from vpccni.lab.sim.loop import VirtualLoop, run_virtual
 from vpccni.lab.sim.node import SimNode
+from vpccni.lab.sim.promises import BrokenPromiseError
 from vpccni.lab.sim.sandbox import Sandbox
 from vpccni.lab.sim.trace import Trace
 from vpccni.lab.sim.workload import Kubelet
@@ -273,7 +274,14 @@ def play(scenario: Callable[[Stage], Coroutine[Any, Any, None]], subnet: str = "
 
     async def run() -> None:
         stage = Stage(subnet)
-        await scenario(stage)
+        try:
+            await scenario(stage)
+        except BrokenPromiseError as error:
+            raise AssertionError(stage.broken or str(error)) from error
+        except Exception as error:
+            if stage.broken:  # What came after it may well come of it.
+                raise AssertionError(stage.broken) from error
+            raise
         assert not stage.broken, stage.broken
 
     run_virtual(run())
