@@ -7,7 +7,7 @@ checked on the way for every living pod, whoever wired it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
@@ -19,7 +19,7 @@ from vpccni.evidence import KernelEvidence, Row
 from vpccni.lab.sim.kernel_checks import check_reachable
 from vpccni.lab.sim.node import SimNode
 from vpccni.lab.sim.sandbox import NAMESPACE, NETWORK
-from vpccni.model import Address, PodRef, SandboxKey, host_cidr
+from vpccni.model import MAIN_TABLE, Address, PodRef, SandboxKey, host_cidr
 from vpccni.settings import read_settings
 
 
@@ -33,6 +33,30 @@ def left_in_the_kernel(node: SimNode, address: str) -> list[object]:
     state, one = node.kernel.state, host_cidr(address)
     rules = [rule for rule in state.rules if one in (rule.src, rule.dst)]
     return [*rules, *(route for route in state.routes if route.dst == one)]
+
+
+def give_back(stage: Stage, node: SimNode, addresses: Sequence[str]) -> None:
+    """Somebody else returns addresses to EC2."""
+    for address in addresses:
+        eni = next(eni for eni in node.instance.enis.values() if address in eni.secondaries)
+        stage.perform("UnassignPrivateIpAddresses", NetworkInterfaceId=eni.id, PrivateIpAddresses=[address])
+
+
+def drop_aliases(node: SimNode) -> None:
+    """The host veths look like the original's, which have none."""
+    for link in [each for each in node.kernel.state.links.values() if each.kind == "veth"]:
+        node.kernel.put_link(msgspec.structs.replace(link, alias=""))
+
+
+async def a_create_without_answer(stage: Stage, node: SimNode) -> None:
+    """The node needs an ENI more, and EC2 never gets to hear of it."""
+    stage.strike(
+        node, kind="ec2_call", action="CreateNetworkInterface", how="dropped_request", count=999, seconds=900
+    )
+    await stage.pods(node, 8)
+    async with asyncio.timeout(60):
+        while not any(one.intended.kind == "create" for one in stage.state(node).intents.values()):
+            await asyncio.sleep(0.05)
 
 
 # -- the original first -------------------------------------------------------------------------------
@@ -93,13 +117,9 @@ def test_what_the_original_gave_back_is_not_assigned_from_a_log_of_before():
         await stage.end_ours(node)
         await stage.with_original(node)
         given = sorted(stage.owned(node))[:5]
-        for address in given:
-            eni = next(eni for eni in node.instance.enis.values() if address in eni.secondaries)
-            stage.perform(
-                "UnassignPrivateIpAddresses", NetworkInterfaceId=eni.id, PrivateIpAddresses=[address]
-            )
-        await asyncio.sleep(1)
-        await stage.replace_original(node)
+        give_back(stage, node, given)
+        # So long ago that nothing of it rests: what EC2 says is all that keeps these from being assigned.
+        await stage.replace_original(node, grace_s=40)
         pods = await stage.pods(node, 12)
         assert not {sandbox.address for sandbox in pods} & set(given)
 
@@ -234,28 +254,30 @@ def test_a_repeated_del_of_an_old_sandbox_does_not_free_the_address_of_the_one_t
     """1. A pod is re-created with its name. 2. All files are lost: it is held. 3. The old DEL is repeated."""
 
     async def scenario(stage: Stage):
-        node = await stage.started("t3.small")
+        node = await stage.started("t3.small", {"WARM_ENI_TARGET": "0", "MAX_ENI": "1"})
         kubelet = stage.kubelets[node.name]
         old = kubelet._new_sandbox("web-0")
         assert await kubelet._add(old)
+        others = await stage.pods(node, 2)
         await stage.delete(node, old)
+        await asyncio.sleep(1)
+        await stage.delete(node, *others)
         await asyncio.sleep(35)
         new = kubelet._new_sandbox("web-0")
         assert await kubelet._add(new)
+        assert new.address == old.address
         node.kill(restart_s=-1)
         stage.lose_files(node)
-        for link in [each for each in node.kernel.state.links.values() if each.kind == "veth"]:
-            node.kernel.put_link(
-                msgspec.structs.replace(link, alias="")
-            )  # As the original's veths have none.
+        drop_aliases(node)
         node.start()
         await stage.ready(node)
         (lease,) = stage.state(node).leases.values()
         assert lease.is_hold
         for _ in range(3):
+            kubelet._remember(old)  # It comes with the result of its ADD.
             assert await kubelet._del(old)
         assert list(stage.state(node).leases.values()) == [lease]
-        await stage.pods(node, 5)
+        await stage.pods(node, 2)
         kubelet._remember(new)
         await stage.delete(node, new)  # By its address and its namespace.
         assert lease.id not in stage.state(node).leases
@@ -545,9 +567,8 @@ def test_an_eni_of_ours_that_was_found_is_made_to_die_with_the_machine():
         eni.attachment.delete_on_termination = False
         stage.region.world.changed(eni, stage.loop.time())
         node.start()
-        async with asyncio.timeout(60):
-            while not eni.attachment.delete_on_termination:
-                await asyncio.sleep(0.5)
+        await asyncio.sleep(60)
+        assert eni.attachment.delete_on_termination
 
     play(scenario)
 
@@ -564,5 +585,380 @@ def test_a_search_is_recorded_also_when_it_finds_nobody():
         survey = stage.survey(node)
         assert survey.why == "foreign_checkpoint"
         assert survey.last_use is not None
+
+    play(scenario)
+
+
+def test_a_row_that_has_lost_its_network_contradicts_no_pod_that_was_taken_over():
+    """1. A pod of the original lives: its interface has no alias. 2. Its row loses its network. 3. We start."""
+
+    async def scenario(stage: Stage):
+        node = stage.machine("t3.small")
+        await stage.provide(node, 3)
+        await stage.with_original(node)
+        (pod,) = await stage.pods(node, 1)
+        await stage.replace_original(node)
+        await stage.ready(node)
+        (before,) = stage.state(node).leases.values()
+        assert before.key == pod.key
+        node.kill(restart_s=-1)
+        drop_aliases(node)  # As if it had been killed before it could give any.
+        row = Row(
+            key=SandboxKey("", pod.container_id, "eth0"), address=pod.address, pod=PodRef(NAMESPACE, pod.pod)
+        )
+        node.checkpoints.put(render_checkpoint([row], None))
+        node.cache.is_readable = False
+        node.start()
+        await stage.ready(node)
+        (lease,) = stage.state(node).leases.values()
+        assert (lease.id, lease.key) == (before.id, pod.key)
+
+    play(scenario)
+
+
+def test_where_a_row_names_another_sandbox_the_kernels_present_user_keeps_its_address():
+    """1. The log is lost. 2. The file names another sandbox for a pod's address. 3. The same ADD comes again."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        pods = await stage.pods(node, 2)
+        node.kill(restart_s=-1)
+        stage.lose_files(node)
+        key, pod = SandboxKey(NETWORK, "nobody", "eth0"), PodRef(NAMESPACE, "nobody")
+        row = Row(key=key, address=pods[0].address, pod=pod, allocated_ns=node.clock.now().wall_ns)
+        node.checkpoints.put(render_checkpoint([row], None))
+        node.start()
+        await stage.ready(node)
+        await stage.again(node, *pods)
+
+    play(scenario)
+
+
+def test_a_row_of_which_no_source_could_tell_that_its_pod_lives_is_kept():
+    """1. A row has a key and no pod: no namespace, no interface, no name. 2. Nobody shows it, sweep after sweep."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        (pod,) = await stage.pods(node, 1)
+        address = Address(sorted(stage.owned(node) - {pod.address})[0])
+        node.kill(restart_s=-1)
+        key = SandboxKey(NETWORK, "theirs", "eth0")
+        row = Row(key=key, address=address, pod=PodRef(), allocated_ns=node.clock.now().wall_ns)
+        node.checkpoints.put(render_checkpoint([row], None))
+        node.start()
+        await stage.ready(node)
+        await asyncio.sleep(1000)
+        assert address in stage.leased(node)
+
+    play(scenario)
+
+
+def test_while_a_stranger_cannot_be_searched_for_nothing_is_assigned():
+    """1. The original serves, and our old file is put back. 2. The kernel shows a pod and cannot be searched."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small", {"WARM_ENI_TARGET": "0", "MAX_ENI": "1"})
+        await stage.end_ours(node)
+        export = dict(node.checkpoints.files)
+        await stage.with_original(node)
+        await stage.pods(node, 1)
+        await stage.end_original(node)
+        node.checkpoints.files = export
+        node.kernel.survey_refusal = "Operation not permitted"
+        node.plugin = "ours"
+        node.start()
+        kubelet = stage.kubelets[node.name]
+        adds = [asyncio.create_task(kubelet._add(kubelet._new_sandbox(f"late-{n}"))) for n in range(2)]
+        await asyncio.sleep(10)
+        assert stage.refusal(node) == "recovering"
+        node.kernel.survey_refusal = ""
+        await stage.ready(node, within_s=5.0)
+        assert all([await add for add in adds])
+
+    play(scenario)
+
+
+def test_while_a_search_fails_the_kernel_is_left_as_it_is():
+    """1. Pods of ours live, the log is lost. 2. The node cannot be searched. 3. Nobody loses a route by that."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        await stage.pods(node, 12)
+        node.kill(restart_s=-1)
+        stage.lose_log(node)
+        node.kernel.survey_refusal = "Operation not permitted"
+        node.start()
+        await asyncio.sleep(10)
+        check_nobody_is_cut_off(stage, node)
+        node.kernel.survey_refusal = ""
+        await stage.ready(node)
+        check_nobody_is_cut_off(stage, node)
+
+    play(scenario)
+
+
+async def an_old_log_starts(stage: Stage, lose_export: Callable[[SimNode], None]) -> None:
+    """1. Addresses are given back to EC2. 2. A log of before is put back, and no export tells. 3. Pods come."""
+    node = await stage.started("m5.large")
+    copied_at = stage.loop.time()
+    given = sorted(stage.owned(node))[:5]
+    give_back(stage, node, given)
+    await asyncio.sleep(1)
+    node.kill(restart_s=-1)
+    node.store.rewind(copied_at, len(node.store.events) + 1)
+    stage.checker.on_disk_changed(node)
+    lose_export(node)
+    node.start()
+    pods = await stage.pods(node, 12)
+    assert stage.survey(node).why == "no_checkpoint"
+    assert not {sandbox.address for sandbox in pods} & set(given)
+
+
+def test_an_old_log_whose_export_is_gone_waits_for_ec2():
+    play(lambda stage: an_old_log_starts(stage, lambda node: node.checkpoints.files.clear()))
+
+
+def test_an_old_log_whose_export_cannot_be_read_waits_for_ec2():
+    def break_it(node: SimNode) -> None:
+        node.checkpoints.is_readable = False
+
+    play(lambda stage: an_old_log_starts(stage, break_it))
+
+
+def test_after_another_agent_the_books_are_not_believed_although_its_file_is_gone():
+    """1. The original serves beside us, and we see it. 2. It gives addresses back. 3. Reboot: no file is left."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        await stage.with_original(node)
+        await asyncio.sleep(10)
+        assert stage.state(node).other_agent is not None
+        node.kill(restart_s=-1)
+        given = sorted(stage.owned(node))[:5]
+        give_back(stage, node, given)
+        await stage.end_original(node)
+        node.plugin = "ours"
+        node.reboot(1.0)
+        await asyncio.sleep(0.5)
+        pods = await stage.pods(node, 12)
+        assert not {sandbox.address for sandbox in pods} & set(given)
+
+    play(scenario)
+
+
+def test_an_index_of_before_a_reboot_explains_no_interface():
+    """1. Pods of ours end. 2. Reboot. 3. The original's pods get the same indexes, and its file is lost."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        ours = await stage.pods(node, 8)
+        await stage.delete(node, *ours)
+        await stage.end_ours(node)
+        await stage.with_original(node)
+        stage.strike(node, kind="reboot", seconds=1.0)
+        await asyncio.sleep(2)
+        async with asyncio.timeout(60):
+            while not node.original.is_serving:
+                await asyncio.sleep(0.1)
+        pods = await stage.pods(node, 3)
+        await stage.end_original(node)
+        node.checkpoints.files.clear()
+        for sandbox in pods:
+            node.cache.drop(sandbox.key)
+        node.start()
+        await stage.ready(node)
+        assert {sandbox.address for sandbox in pods} <= stage.leased(node).keys()
+        await stage.pods(node, 4)
+
+    play(scenario)
+
+
+def test_a_spooled_del_that_came_before_a_waiting_add_does_not_end_its_lease():
+    """1. The log is lost. 2. A DEL is spooled, and its key is used again: the ADD waits. 3. The old one is found."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        kubelet = stage.kubelets[node.name]
+        (old,) = await stage.pods(node, 1)
+        await asyncio.sleep(2)
+        node.kill(restart_s=-1)
+        stage.lose_log(node)
+        kubelet._give_up(old)
+        assert await kubelet._spool(old)
+        node.kernel.survey_refusal = "Operation not permitted"
+        node.start()
+        await asyncio.sleep(5)
+        new = kubelet._new_sandbox(old.pod, old.container_id)
+        add = asyncio.create_task(kubelet._add(new))
+        await asyncio.sleep(1)
+        node.kernel.survey_refusal = ""
+        assert await add
+        await asyncio.sleep(10)
+        assert await node.spool.entries() == []
+        assert new.address in stage.leased(node)
+        await stage.again(node, new)
+
+    play(scenario)
+
+
+def test_what_was_intended_is_not_carried_out_beside_another_agent():
+    """1. EC2 does not answer when we ask for an ENI. 2. The original serves. 3. We ask no more until it is gone."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        await a_create_without_answer(stage, node)
+        await stage.with_original(node)
+        await asyncio.sleep(120)  # Checked at every call.
+        assert stage.state(node).intents
+        stage.region.faults.clear()
+        await stage.end_original(node)
+        await stage.ready(node)
+        async with asyncio.timeout(120):
+            while stage.state(node).intents:
+                await asyncio.sleep(1)
+
+    play(scenario)
+
+
+def test_a_node_is_not_handed_back_while_a_call_to_ec2_is_open():
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        await a_create_without_answer(stage, node)
+        await stage.agent(node).set_mode(b'{"mode": "hand_back"}')
+        for _ in range(60):
+            progress = stage.agent(node).hand_back.progress()
+            assert progress is not None
+            assert not progress["is_ready"] or not stage.state(node).intents
+            await asyncio.sleep(0.5)
+        stage.region.faults.clear()
+        await stage.handed_back(node)
+        assert not stage.state(node).intents
+
+    play(scenario)
+
+
+def test_a_node_is_not_handed_back_before_imds_lists_every_leased_address():
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        node.region.imds.lag_s = 60.0
+        pods = await stage.pods(node, 20)
+        await stage.handed_back(node)
+        await stage.end_ours(node)
+        await stage.with_original(node)
+        assert {sandbox.address for sandbox in pods} == node.original.rows.keys()
+        check_nobody_is_cut_off(stage, node)
+
+    play(scenario)
+
+
+def test_an_eni_under_a_pod_that_was_found_is_not_given_back_before_ec2_tells_its_addresses():
+    """1. The original brings an address to an ENI and gives it to a pod. 2. Describe leaves it out. 3. We shrink."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        old = await stage.pods(node, 14)
+        await stage.delete(node, *old)
+        # Not the last that EC2 lists, which a short Describe leaves out as a whole.
+        second = [eni for eni in stage.region.world.enis.values() if eni.attachment][1]
+        await stage.end_ours(node)
+        stage.perform(
+            "UnassignPrivateIpAddresses",
+            NetworkInterfaceId=second.id,
+            PrivateIpAddresses=[next(iter(second.secondaries))],
+        )
+        stage.perform(
+            "AssignPrivateIpAddresses", NetworkInterfaceId=second.id, SecondaryPrivateIpAddressCount=1
+        )
+        address = Address(list(second.secondaries)[-1])
+        await asyncio.sleep(1)
+        await stage.with_original(node)
+        node.original.pool = {address: node.original.pool[address]}
+        (pod,) = await stage.pods(node, 1)
+        stage.strike(node, kind="describe_short", seconds=600.0)
+        node.settings = read_settings({"WARM_IP_TARGET": "1"})
+        await stage.replace_original(node)
+        await stage.ready(node)
+        await asyncio.sleep(300)
+        assert pod.address in second.secondaries
+        assert second.attachment is not None
+        check_nobody_is_cut_off(stage, node)
+
+    play(scenario)
+
+
+def test_a_first_start_touches_nothing_of_another_machine_that_imds_names():
+    """1. A new node starts, and IMDS names another one. 2. No link is that one's: nothing is served or changed."""
+
+    async def scenario(stage: Stage):
+        other = await stage.started("t3.small", {"WARM_ENI_TARGET": "0"})
+        await stage.pods(other, 2)
+        node = stage.machine("t3.small")
+        node.imds = other.imds  # type: ignore[method-assign]
+        calls = stage.calls("AssignPrivateIpAddresses") + stage.calls("CreateNetworkInterface")
+        node.start()
+        await asyncio.sleep(60)
+        assert stage.refusal(node) == "not_the_same_machine"
+        assert stage.calls("AssignPrivateIpAddresses") + stage.calls("CreateNetworkInterface") == calls
+
+    play(scenario)
+
+
+def test_what_the_runtime_has_kept_from_before_a_reboot_holds_no_address():
+    """1. Pods live. 2. Reboot, and the log is lost. 3. The runtime's cache still has their results."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        await stage.pods(node, 3)
+        await asyncio.sleep(20)
+        node.kill(restart_s=-1)
+        stage.lose_log(node)
+        stage._on_reboot(node)
+        node.reboot(1.0)
+        await stage.ready(node)
+        assert not stage.leased(node)
+        await stage.pods(node, 6)
+
+    play(scenario)
+
+
+def test_what_somebody_uses_whom_no_source_names_is_assigned_to_nobody():
+    """1. Pods live, all files are lost, and no alias is left. 2. Their veths and routes are all that tells."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("t3.small")
+        await stage.pods(node, 2)
+        node.kill(restart_s=-1)
+        stage.lose_files(node)
+        drop_aliases(node)
+        node.start()
+        await asyncio.sleep(10)
+        await stage.pods(node, 5)
+        assert sum(lease.is_hold for lease in stage.state(node).leases.values()) == 2
+
+    play(scenario)
+
+
+def test_what_the_original_left_of_a_dead_pod_is_taken_away():
+    """1. The original is killed while it unwires a pod. 2. The pod's namespace goes. 3. We start."""
+
+    async def scenario(stage: Stage):
+        node = stage.machine("t3.small")
+        await stage.provide(node, 6)
+        await stage.with_original(node)
+        pods = await stage.pods(node, 6)
+        await asyncio.sleep(1)
+        dead = next(sandbox for sandbox in pods if sandbox.table != MAIN_TABLE)
+        kubelet = stage.kubelets[node.name]
+        kubelet._give_up(dead)
+        kubelet._end_netns(dead)
+        kubelet._forget(dead)
+        del node.original.rows[dead.address]
+        node.original._write()
+        assert left_in_the_kernel(node, dead.address)
+        await stage.replace_original(node)
+        await stage.ready(node)
+        await asyncio.sleep(10)
+        assert left_in_the_kernel(node, dead.address) == []
+        check_nobody_is_cut_off(stage, node)
 
     play(scenario)
