@@ -962,3 +962,23 @@ def test_what_the_original_left_of_a_dead_pod_is_taken_away():
         check_nobody_is_cut_off(stage, node)
 
     play(scenario)
+
+
+def test_after_a_hand_back_the_books_are_not_believed_although_the_other_ones_file_is_gone():
+    """1. The node is handed back. 2. The original gives addresses back to EC2. 3. Reboot, and we return."""
+
+    async def scenario(stage: Stage):
+        node = await stage.started("m5.large")
+        await stage.handed_back(node)
+        await stage.end_ours(node)
+        await stage.with_original(node)
+        given = sorted(stage.owned(node))[:5]
+        give_back(stage, node, given)
+        await stage.end_original(node)
+        node.plugin = "ours"
+        node.reboot(1.0)
+        await asyncio.sleep(0.5)
+        pods = await stage.pods(node, 4)  # It is still to be handed back: nothing is asked of EC2.
+        assert not {sandbox.address for sandbox in pods} & set(given)
+
+    play(scenario)
