@@ -391,11 +391,10 @@ class Agent:
 
     async def _recovered(self) -> None:
         """It is known who lives here: from now on the kernel, EC2 and the spool are ours."""
-        await self._recognize()
+        await self._recognize(is_just_recovered=True)
         await self.housekeeping.drain_at_start()
-        self.export.wake()
 
-    async def _recognize(self) -> None:
+    async def _recognize(self, *, is_just_recovered: bool = False) -> None:
         """Is this the machine that the log is about? Then ADDs are served, from the log alone."""
         state = self.writer.state
         if state.survey is None or not self.recovery.is_done:
@@ -407,6 +406,8 @@ class Agent:
         observed = await self.links.look()
         if self.readiness.hold is not None:
             return  # It could not be told who lives here: the recovery comes back to this.
+        if is_just_recovered:
+            self.export.wake()  # Now: on a slow machine it takes seconds to bring the kernel in line.
         if state.instance is None:
             if self.readiness.not_serving is not None:
                 self.readiness.not_serving = Refused(
