@@ -273,8 +273,11 @@ class Checker(DiskChecks):
     def finish(self) -> None:
         """Nothing is left over after a long rest: no orphan, no open intent, no leaked lease, a pool in order."""
         world = self._region.world
+        leased = {address for book in self._books.values() for address in book.by_address}
         for eni in world.enis.values():
-            if eni.attachment is None and NO_MANAGE_TAG not in eni.tags:
+            # One with an address that a file gives to a pod stays as long as that lease, which may be until a reboot.
+            is_ours = NO_MANAGE_TAG not in eni.tags and leased.isdisjoint(eni.addresses)
+            if eni.attachment is None and is_ours:
                 raise BrokenPromiseError(f"{eni.id} is an orphan: available, {eni.tags}")
         for book in self._books.values():
             self.audit(book.node)
