@@ -136,7 +136,9 @@ def check_export_is_current(book: NodeBook) -> None:
     """
     node, now = book.node, book.node.loop.time()
     is_possible = node.checkpoints.is_writable and may_export(node) and node.misled_at < node.last_export_at
-    is_ending = node.agent is not None and node.agent.readiness.is_stopping  # The last export comes at the very end.
+    is_ending = (
+        node.agent is not None and node.agent.readiness.is_stopping
+    )  # The last export comes at the very end.
     if not is_possible or is_ending:
         book.may_export_since = float("inf")
         return
