@@ -1,6 +1,6 @@
 #!/bin/sh
-# `make check`: everything that is quick and needs neither root nor network namespaces. The type checker and the
-# import contracts run beside the tests, for two cores.
+# `make check`: everything that is quick and needs neither root nor network namespaces. For two cores
+# half of the tests run beside the other half, as do the type checker and the import contracts.
 set -u
 cd "$(dirname "$0")/.."
 bin=.venv/bin
@@ -19,12 +19,13 @@ jobs="$mypy $imports"
 $bin/ruff check --quiet . || failed="$failed ruff-check"
 $bin/ruff format --check --quiet . || failed="$failed ruff-format"
 
-tests=""
-for directory in tests/unit tests/property tests/sim; do
-    [ ! -d "$directory" ] || tests="$tests $directory"
-done
-# shellcheck disable=SC2086  # one word a directory
-$bin/python -m pytest -q -m "not netns and not root and not slow" --durations=5 $tests || failed="$failed pytest"
+quick="not netns and not root and not slow"
+$bin/python -m pytest -q -p no:cacheprovider -m "$quick" --durations=5 tests/property tests/sim >"$out/pytest" 2>&1 &
+others=$!
+jobs="$jobs $others"
+$bin/python -m pytest -q -m "$quick" --durations=5 tests/unit || failed="$failed unit-tests"
+wait "$others" || failed="$failed property-and-simulator-tests"
+cat "$out/pytest"
 
 wait "$mypy" || failed="$failed mypy"
 tail -n 40 "$out/mypy"

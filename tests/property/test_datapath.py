@@ -167,7 +167,12 @@ def foreign_rules(observed: Observed, wanted: Desired) -> set[Rule]:
         is_to_pod = rule == Rule(priority=512, table=254, dst=rule.dst) and any(
             is_inside(address, subnet) for subnet in wanted.subnets if rule.dst
         )
-        if not is_to_pod and not (is_plain and (is_single or is_marked or rule in wanted.rules)):
+        is_narrow = is_single and rule == Rule(priority=1536, table=rule.table, src=rule.src, dst=rule.dst)
+        if (
+            not is_to_pod
+            and not is_narrow
+            and not (is_plain and (is_single or is_marked or rule in wanted.rules))
+        ):
             found.add(rule)
     return found
 
