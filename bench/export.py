@@ -50,7 +50,7 @@ async def export(quick: bool) -> list[Result]:
             ) as bench:
                 await bench.add_pods(numbered("stay", PODS))
                 with_it, without = await _in_turns(bench, blocks)
-            # On a node the file is in memory. On the log's disk two writers share its syncs: that is told, not judged.
+            # On a node the file is in memory. With the file on the log's disk it is told, not judged.
             limit = RATIO_MAX if settings else None
             results.append(
                 compared(name, with_it, without, "ms", against="export switched off", ratio_limit=limit)
