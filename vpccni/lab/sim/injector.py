@@ -282,7 +282,8 @@ class Injector:
     def _reboot(self, fault: Fault, node: SimNode) -> None:
         is_ours_down = node.life is None or node.life.is_over
         has_other_served = node.original.ended_at > node.started_at or node.original.is_running
-        if is_ours_down and node.store.events and has_other_served:
+        is_drawn = fault.at > 0  # A scenario knows what it does.
+        if is_drawn and is_ours_down and node.store.events and has_other_served:
             return  # It would take away all that tells our agent that another one has changed the pool.
         self._on_reboot(node)
         node.reboot(fault.seconds, is_sent="sent" in fault.flag)
