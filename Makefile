@@ -52,10 +52,11 @@ bench: ## Benchmarks against the reference plugins; writes build/bench/report.js
 plugin: ## The CNI executable, at build/plugin/aws-cni
 	@scripts/setup.sh plugin
 
-docs: ## Print docs/settings.md from the table, and deploy/iam-policy.json from the calls
+docs: ## Print docs/settings.md, deploy/iam-policy.json and the table of instance types anew
 	@scripts/setup.sh check
 	@$(BIN)/python scripts/settings_doc.py >docs/settings.md.tmp && mv docs/settings.md.tmp docs/settings.md
 	@$(BIN)/python scripts/iam_policy.py >deploy/iam-policy.tmp && mv deploy/iam-policy.tmp deploy/iam-policy.json
+	@$(BIN)/python scripts/instance_types.py >build/types.tmp && mv build/types.tmp vpccni/instance_types.txt
 
 lock: ## Pin the dependencies of pyproject.toml anew, with hashes (needs uv)
 	@command -v $(UV) >/dev/null || { echo "lock: needs uv; say UV=/path/to/uv" >&2; exit 2; }

@@ -178,7 +178,7 @@ def attach_network_interface(world: World, request: Request) -> Reply:
             f"Instance '{instance.id}' already has an interface attached at device index '{device_index}'."
         )
     on_card = sum(1 for e in instance.enis.values() if e.attachment is not None and e.attachment.card == card)
-    if on_card >= limits.enis_per_card or len(instance.enis) >= limits.enis:
+    if on_card >= limits.enis_by_card[card] or len(instance.enis) >= limits.enis:
         raise errors.Ec2Fault(
             "AttachmentLimitExceeded",
             f"Interface count {len(instance.enis) + 1} exceeds the limit for {limits.name}",

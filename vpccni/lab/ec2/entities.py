@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Network
 from typing import Any
 
+from vpccni.instance_types import InstanceType
 from vpccni.lab.ec2.subnet import AddressBook
-from vpccni.lab.ec2.types import InstanceType
 
 Rendered = dict[str, Any]
 
@@ -248,7 +248,7 @@ def render_instance(instance: Instance, account_id: str) -> Rendered:
         "State": {"Code": _STATE_CODE[instance.state], "Name": instance.state},
         "LaunchTime": render_time(instance.launched_at),
         "Placement": {"AvailabilityZone": instance.subnet.zone, "Tenancy": "default"},
-        "Architecture": instance.type.architecture,
+        "Architecture": instance.type.architectures[-1],
         "Tags": render_tags(instance.tags),
         "NetworkInterfaces": [],
         "SecurityGroups": [],

@@ -262,7 +262,7 @@ def _eni_leaves(view: EniView, account_id: str, *, has_card: bool) -> dict[str, 
 def _identity(world: World, instance: Instance, private_ip: str) -> str:
     document: dict[str, Any] = {
         "accountId": world.account_id,
-        "architecture": instance.type.architecture,
+        "architecture": instance.type.architectures[-1],
         "availabilityZone": instance.subnet.zone,
         "imageId": "ami-00000000000000000",
         "instanceId": instance.id,

@@ -98,7 +98,7 @@ def test_a_refused_creation_leaves_its_token_unused(bench):
         ({"Groups": ["sg-0"]}, "InvalidSecurityGroupID.NotFound"),
         ({"SecondaryPrivateIpAddressCount": 1, "Ipv4PrefixCount": 1}, "InvalidParameterCombination"),
         ({"SecondaryPrivateIpAddressCount": -1}, "InvalidParameterValue"),
-        ({"SecondaryPrivateIpAddressCount": 50}, "PrivateIpAddressLimitExceeded"),
+        ({"SecondaryPrivateIpAddressCount": 64}, "PrivateIpAddressLimitExceeded"),
         ({"Ipv6AddressCount": 1}, "UnsupportedOperation"),
         ({"DryRun": True}, "DryRunOperation"),
         (
