@@ -21,7 +21,11 @@ Booleans are `1 t T TRUE true True` and `0 f F FALSE false False`, integers are 
 - **not built**: values other than those in the range column stop the agent with `feature_not_supported`.
 - **passed through**: for the libraries that we use.
 
-All offending variables are named at once. `vpccni config` shows what is in effect.
+All offending variables are named at once, and names that only resemble a setting are answered with the one that may
+be meant. `vpccni config` shows what is in effect; `vpccni agent --check-config` looks at an environment and tells
+everything that is wrong with it, without starting anything.
+
+*Since* is a release of amazon-vpc-cni-k8s, or of vpccni where the name is ours; what has none is older than 1.6.0.
 """
 
 STATUS = {
@@ -53,10 +57,10 @@ def _lines() -> Iterable[str]:
         if row.group != group:
             group = row.group
             yield f"## {group}\n"
-            yield "| Variable | Default | Unit | Range | Status | |"
-            yield "|---|---|---|---|---|---|"
+            yield "| Variable | Default | Unit | Range | Status | | Since |"
+            yield "|---|---|---|---|---|---|---|"
         default = f"`{row.default}`" if row.default else ""
-        cells = (f"`{row.name}`", default, row.unit, _range(row), STATUS[row.status], row.does)
+        cells = (f"`{row.name}`", default, row.unit, _range(row), STATUS[row.status], row.does, row.since)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         if row is TABLE[-1] or TABLE[TABLE.index(row) + 1].group != group:
             yield ""

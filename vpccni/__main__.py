@@ -9,6 +9,10 @@ import sys
 def main() -> int:
     """Dispatch ``vpccni …``."""
     arguments = sys.argv[1:]
+    if arguments[:1] == ["agent"] and "--check-config" in arguments:
+        from vpccni.check_config import main as check_config
+
+        return check_config(arguments[1:])
     if arguments[:1] == ["agent"]:
         gc.disable()  # until it serves: what an import makes stays
         _import_structlog_alone()

@@ -47,6 +47,7 @@ from vpccni.loops.agent import Agent, Ports
 from vpccni.loops.keep_marker import unmarked_when_unusable
 from vpccni.loops.serve_cni import Reply
 from vpccni.model import Seq
+from vpccni.planner.policy import policy_sentence
 from vpccni.ports import Ec2, KubernetesNode
 from vpccni.settings import Settings, read_settings
 
@@ -66,6 +67,10 @@ _FOLLOW_BEAT_S: Final = 15.0
 def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     """Run the agent until SIGTERM or SIGINT. Returns the exit code: 0 after a stop, 1 after a failure."""
     options = parser().parse_args(arguments)
+    if options.check_config:
+        from vpccni.check_config import main as check_config
+
+        return check_config(arguments, environ)
     try:
         settings = read_settings(environ)
     except PermanentError as refused:
@@ -78,6 +83,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> i
     _allow_many_files()
     for warning in settings.warnings:
         _log.warning("setting", detail=warning)
+    _log.info("warm_pool", policy=policy_sentence(settings))
     try:
         asyncio.run(_run(settings, options))
     except (VpccniError, BaseExceptionGroup) as stopped:

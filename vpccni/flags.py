@@ -35,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
         prog="vpccni agent",
         description="Run the node agent: assign VPC addresses to pods, keep the pool warm, wire the pods.",
         epilog="Settings come from the environment, under the names that amazon-vpc-cni-k8s uses; "
-        "see docs/settings.md or `vpccni config`.",
+        "see docs/settings.md or `vpccni config`. Try a setting before a node does: "
+        "`WARM_IP_TARGET=5 vpccni agent --check-config`.",
     )
     made.add_argument(
         "--state-dir",
@@ -78,6 +79,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--log-format", choices=("auto", "json", "text"), default="auto", help="of the text log"
     )
+    made.add_argument(
+        "--check-config",
+        action="store_true",
+        help="only look at the environment: print what is set and everything that is wrong with it, and end with 0 "
+        "when the agent would start, 2 when not",
+    )
+    made.add_argument("--json", action="store_true", help="with --check-config: print JSON for machines")
     made.add_argument("--seed", type=int, help="seed of the jitter (tests)")
     made.add_argument("--version", action="version", version=f"vpccni {__version__}")
     return made

@@ -11,144 +11,30 @@ And what it would do and vpccni cannot do yet is refused by name, never ignored.
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
 
 from vpccni.errors import PermanentError, Reason
-
-Complain = Callable[[str], None]
-"""Takes a sentence about a part of a value that was left out."""
-
-SHOWN_MAX: Final = 80
-"""A value is cut to that many characters in messages: a screen line is enough to recognise it."""
-
-
-class Kind(msgspec.Struct, frozen=True, kw_only=True):
-    """How the text of one variable becomes a value.
-
-    Attributes:
-        type: What a reader of the documentation sees.
-        range: What is allowed, completing "must be …".
-        parse: Text to value; raises ``ValueError`` for anything that is not in range.
-        takes_empty: Whether set-but-empty is a value like another. Otherwise it counts as unset, for
-            that is what a template with nothing to fill in leaves behind.
-    """
-
-    type: str
-    range: str
-    parse: Callable[[str, Complain], Any]
-    takes_empty: bool = False
-
-
-_BOOLEANS: Final = {
-    **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
-    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
-}
-"""The spellings of Go's ``strconv.ParseBool``; no other is a boolean there, nor here."""
-
-
-def _parse_boolean(text: str, _complain: Complain) -> bool:
-    if text not in _BOOLEANS:
-        raise ValueError(text)
-    return _BOOLEANS[text]
-
-
-def _parse_true(text: str, complain: Complain) -> bool:
-    if not _parse_boolean(text, complain):
-        raise ValueError(text)
-    return True
-
-
-def _integer(low: int, high: int) -> Kind:
-    def parse(text: str, _complain: Complain) -> int:
-        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or not low <= int(text) <= high:
-            raise ValueError(text)
-        return int(text)
-
-    upper = f" to {high}" if high < _ANY else " or more"
-    return Kind(type="integer", range=f"a decimal integer, {low}{upper}", parse=parse)
-
-
-def _choice(*values: str, takes_empty: bool = False) -> Kind:
-    def parse(text: str, _complain: Complain) -> str:
-        if text.lower() not in values:
-            raise ValueError(text)
-        return text.lower()
-
-    return Kind(type="choice", range="one of " + ", ".join(values), parse=parse, takes_empty=takes_empty)
-
-
-def _matching(pattern: str, *, type: str, range: str, takes_empty: bool = False) -> Kind:
-    def parse(text: str, _complain: Complain) -> str:
-        if not re.fullmatch(pattern, text, re.DOTALL):
-            raise ValueError(text)
-        return text
-
-    return Kind(type=type, range=range, parse=parse, takes_empty=takes_empty)
-
-
-def _parse_mark(text: str, _complain: Complain) -> int:
-    # Go's base 0 takes a leading zero for octal, which Python refuses.
-    value = int(text, 8) if re.fullmatch(r"0[0-7]+", text) else int(text, 0)
-    if not 1 <= value < 1 << 32:
-        raise ValueError(text)
-    return value
-
-
-def _parse_cidrs(text: str, complain: Complain) -> tuple[str, ...]:
-    """IPv4 CIDRs, comma separated, as network addresses in the given order without doubles."""
-    good: dict[str, None] = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        try:
-            good[str(ipaddress.IPv4Network(item, strict=False))] = None
-        except ValueError:
-            complain(f"{_shown(item)} is not an IPv4 CIDR and was left out")
-    return tuple(good)
-
-
-def _parse_tags(text: str, complain: Complain) -> dict[str, str]:
-    """Tags that EC2 will take; ours and AWS's own keys cannot be set from outside."""
-    try:
-        tags = msgspec.json.decode(text, type=dict[str, str] | None) or {}
-    except msgspec.DecodeError as error:
-        raise ValueError(text) from error
-    good = {}
-    for key, value in tags.items():
-        if "k8s.amazonaws.com" in key or key.lower().startswith("aws:"):
-            complain(f"the key {_shown(key)} is reserved and was left out")
-        elif not 1 <= len(key) <= 128 or len(value) > 256:
-            complain(f"the tag {_shown(key)} is longer than EC2 takes (128 and 256) and was left out")
-        else:
-            good[key] = value
-    return good
-
-
-_ANY: Final = 1 << 31
-_BOOLEAN: Final = Kind(type="boolean", range="true or false (1, t, 0, f, …)", parse=_parse_boolean)
-_TRUE: Final = Kind(
-    type="boolean", range="true: without IPv6 there is nothing else to give", parse=_parse_true
-)
-_TEXT: Final = _matching(r".*", type="text", range="any text")
-_PATH: Final = _matching(r"/.+", type="path", range="an absolute path")
-_COUNT: Final = _integer(0, _ANY)
-_MTU: Final = _integer(576, 9001)  # RFC 791's least, and what a VPC carries
-_LOG_LEVEL: Final = _choice("debug", "info", "warn", "error", "fatal")
-_CIDRS: Final = Kind(type="list", range="IPv4 CIDRs, separated by commas", parse=_parse_cidrs)
-_MARK: Final = Kind(type="integer", range="1 to 0xffffffff", parse=_parse_mark)
-_TAGS: Final = Kind(type="JSON", range="a JSON object of texts", parse=_parse_tags)
-_VETH_PREFIX: Final = _matching(
-    r"(?!(eth|vlan|lo|\.\.?)\Z)[!-.0-9;-~]{1,4}",  # without the slash and the colon
-    type="text",
-    range="1 to 4 printable characters other than eth, vlan, lo",
-)
-_PLUGIN_LOG: Final = _matching(
-    r"(?!stdout\Z).*", type="path", range="a path or stderr, not stdout", takes_empty=True
-)
+from vpccni.setting_kinds import BOOLEAN as _BOOLEAN
+from vpccni.setting_kinds import CIDRS as _CIDRS
+from vpccni.setting_kinds import COUNT as _COUNT
+from vpccni.setting_kinds import LOG_LEVEL as _LOG_LEVEL
+from vpccni.setting_kinds import MARK as _MARK
+from vpccni.setting_kinds import MTU as _MTU
+from vpccni.setting_kinds import PATH as _PATH
+from vpccni.setting_kinds import PLUGIN_LOG as _PLUGIN_LOG
+from vpccni.setting_kinds import TAGS as _TAGS
+from vpccni.setting_kinds import TEXT as _TEXT
+from vpccni.setting_kinds import TRUE as _TRUE
+from vpccni.setting_kinds import VETH_PREFIX as _VETH_PREFIX
+from vpccni.setting_kinds import Complain, Kind, shown, without_password
+from vpccni.setting_kinds import choice as _choice
+from vpccni.setting_kinds import integer as _integer
+from vpccni.setting_names import SINCE, advice
 
 
 class Status(StrEnum):
@@ -175,6 +61,7 @@ class Setting(msgspec.Struct, frozen=True):
         built: The values that can be honoured; ``None`` for all. Others are ``feature_not_supported``.
         refuses: Whether a bad value stops the agent; otherwise the default is taken, with a warning.
         warns: Whether a value other than the default deserves a warning that it has no effect.
+        since: The release of amazon-vpc-cni-k8s that brought it, or ours; empty when it is older than the records.
     """
 
     name: str
@@ -188,6 +75,36 @@ class Setting(msgspec.Struct, frozen=True):
     built: tuple[Any, ...] | None = None
     refuses: bool = False
     warns: bool = False
+    since: str = ""
+
+
+class Remark(msgspec.Struct, frozen=True):
+    """A sentence about one variable."""
+
+    name: str
+    message: str
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Why the agent does not start with a variable: ``bad_setting`` or ``feature_not_supported``."""
+
+    name: str
+    reason: Reason
+    message: str
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """An environment, read whole.
+
+    Attributes:
+        values: What is set and in effect, by the field of :class:`Settings`.
+        problems: Everything that is refused, in the order of the table.
+        warnings: Everything that is forgiven, or that nobody knows.
+    """
+
+    values: dict[str, Any]
+    problems: tuple[Problem, ...]
+    warnings: tuple[Remark, ...]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,7 +162,7 @@ def _passed(name: str, does: str, field: str = "") -> Setting:
 
 
 def _group(title: str, *rows: Setting) -> tuple[Setting, ...]:
-    return tuple(msgspec.structs.replace(row, group=title) for row in rows)
+    return tuple(msgspec.structs.replace(row, group=title, since=SINCE.get(row.name, "")) for row in rows)
 
 
 TABLE: Final[tuple[Setting, ...]] = (
@@ -378,6 +295,9 @@ TABLE: Final[tuple[Setting, ...]] = (
                 refuses=True, does="Network policies are not enforced, so with `strict` pods would start open that "
                 "must start closed. `standard` closes nothing by itself, and it stands in the original's manifest "
                 "whether policies are used or not."),
+        Setting(name="ENABLE_POD_ENCRYPTION", field="", kind=_BOOLEAN, default="false", built=(False,),
+                status=Status.NOT_BUILT, refuses=True,
+                does="Encrypt what pods of different nodes say to each other."),
         _not_built("ENABLE_MULTI_NIC", "Addresses from network cards other than the first."),
         _not_built("ENABLE_V6_EGRESS", "IPv6 egress for IPv4 pods."),
         _no_effect("ENABLE_V4_EGRESS", _BOOLEAN, "true", "Counts only with IPv6."),
@@ -409,6 +329,43 @@ TABLE: Final[tuple[Setting, ...]] = (
 )  # fmt: skip
 
 
+NAMES: Final = frozenset(row.name for row in TABLE)
+
+
+def examine(environ: Mapping[str, str]) -> Reading:
+    """Read every variable of the table, and look for names that only resemble one. Never raises."""
+    values: dict[str, Any] = {}
+    warnings: list[Remark] = []
+    problems: list[Problem] = []
+    for row in TABLE:
+        text = environ.get(row.name)
+        if text is None or (text == "" and not row.kind.takes_empty):
+            continue
+        asked = f"{row.name}={shown(text)}"
+        try:
+            value = row.kind.parse(text, _complaint(row.name, warnings))
+        except ValueError:
+            if row.refuses:
+                message = f"{asked} must be {row.kind.range}; correct or unset it"
+                problems.append(Problem(row.name, Reason.BAD_SETTING, message))
+            else:
+                message = f"{asked} must be {row.kind.range}; taken as {row.default or 'unset'}."
+                warnings.append(Remark(row.name, message))
+            continue
+        if row.built is not None and value not in row.built:
+            what = row.does.split(". ")[0].rstrip(".")
+            message = f"{asked} is not built yet ({what}); {_way_out(row)}"
+            problems.append(Problem(row.name, Reason.FEATURE_NOT_SUPPORTED, message))
+        elif row.warns and text != row.default:
+            warnings.append(Remark(row.name, f"{asked} has no effect. {row.does}"))
+        elif row.field:
+            values[row.field] = value
+    values.setdefault("pod_mtu", values.get("eni_mtu", 9001))
+    strangers = ((name, advice(name, NAMES)) for name in sorted(environ) if name not in NAMES)
+    warnings += (Remark(name, said) for name, said in strangers if said)
+    return Reading(values=values, problems=tuple(problems), warnings=tuple(warnings))
+
+
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """Read every variable of the table.
 
@@ -419,41 +376,11 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         PermanentError: ``feature_not_supported`` when something is asked for that is not built,
             otherwise ``bad_setting``. The detail names every offending variable, not only the first.
     """
-    values: dict[str, Any] = {}
-    warnings: list[str] = []
-    bad: list[str] = []
-    missing: list[str] = []
-    for row in TABLE:
-        text = environ.get(row.name)
-        if text is None or (text == "" and not row.kind.takes_empty):
-            continue
-        asked = f"{row.name}={_shown(text)}"
-        try:
-            value = row.kind.parse(text, _complaint(row.name, warnings))
-        except ValueError:
-            if row.refuses:
-                bad.append(f"{asked} must be {row.kind.range}; correct or unset it")
-            else:
-                warnings.append(f"{asked} must be {row.kind.range}; taken as {row.default or 'unset'}.")
-            continue
-        if row.built is not None and value not in row.built:
-            missing.append(
-                f"{asked} is not built yet ({row.does.split('. ')[0].rstrip('.')}); {_way_out(row)}"
-            )
-        elif row.warns and text != row.default:
-            warnings.append(f"{asked} has no effect. {row.does}")
-        elif row.field:
-            values[row.field] = value
-    if bad or missing:
-        reason = Reason.FEATURE_NOT_SUPPORTED if missing else Reason.BAD_SETTING
-        raise PermanentError(reason, "; ".join(missing + bad))
-    values.setdefault("pod_mtu", values.get("eni_mtu", 9001))
-    warnings += (
-        f"{name} is not a setting of vpccni nor of the original and has no effect."
-        for name in sorted(environ)
-        if name.startswith("AWS_VPC_") and name not in _NAMES
-    )
-    return Settings(**values, warnings=tuple(warnings))
+    reading = examine(environ)
+    if reading.problems:
+        first = sorted(reading.problems, key=lambda one: one.reason is not Reason.FEATURE_NOT_SUPPORTED)
+        raise PermanentError(first[0].reason, "; ".join(problem.message for problem in first))
+    return Settings(**reading.values, warnings=tuple(remark.message for remark in reading.warnings))
 
 
 def effective(settings: Settings) -> dict[str, str]:
@@ -471,29 +398,15 @@ def effective(settings: Settings) -> dict[str, str]:
                 text = msgspec.json.encode(value, order="sorted").decode()
             else:
                 text = ",".join(value) if isinstance(value, tuple) else str(value)
-            shown[row.name] = re.sub(r"(?<!\d)\d{12}(?!\d)", "<account>", _without_password(text))
+            shown[row.name] = re.sub(r"(?<!\d)\d{12}(?!\d)", "<account>", without_password(text))
     return shown
 
 
-_NAMES: Final = frozenset(row.name for row in TABLE)
-
-
-def _complaint(name: str, warnings: list[str]) -> Complain:
-    return lambda what: warnings.append(f"{name}: {what}.")
+def _complaint(name: str, warnings: list[Remark]) -> Complain:
+    return lambda what: warnings.append(Remark(name, f"{name}: {what}."))
 
 
 def _way_out(row: Setting) -> str:
     """What to do about a setting that asks for what is not built."""
     rest = [f"set it to {value}" for value in row.built or () if isinstance(value, str)]
     return "unset it" + "".join(f" or {way}" for way in rest)
-
-
-def _without_password(text: str) -> str:
-    """The text without the user and the password of a URL in it."""
-    return re.sub(r"//[^/@]*@", "//", text)
-
-
-def _shown(text: str) -> str:
-    text = _without_password(text)
-    cut = text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + "…"
-    return repr(cut)

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from vpccni.errors import PermanentError, Reason
-from vpccni.settings import TABLE, Settings, Status, effective, read_settings
+from vpccni.setting_names import OURS, SINCE, SPELLINGS
+from vpccni.settings import TABLE, Settings, Status, effective, examine, read_settings
 
 REPO = Path(__file__).parents[2]
 
@@ -210,9 +211,78 @@ def test_the_mark_takes_every_base_that_go_takes(text, mark):
     assert read_settings({"AWS_VPC_K8S_CNI_CONNMARK": text}).connmark == mark
 
 
-def test_a_misspelt_name_of_our_family_is_warned_of():
-    (warning,) = read_settings({"AWS_VPC_ENI_MUT": "1500", "PATH": "/bin"}).warnings
-    assert "AWS_VPC_ENI_MUT" in warning
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("AWS_VPC_ENI_MUT", "AWS_VPC_ENI_MTU"),
+        ("AWS_VPC_K8S_CNI_LOGLEVL", "AWS_VPC_K8S_CNI_LOGLEVEL"),
+        ("AWS_VPC_K8S_CNI_WARM_IP_TARGET", "WARM_IP_TARGET"),
+        ("AWS_VPC_K8S_EXTERNALSNAT", "AWS_VPC_K8S_CNI_EXTERNALSNAT"),
+        ("WARM_IPS_TARGET", "WARM_IP_TARGET"),
+        ("WARM_PREFIXES_TARGET", "WARM_PREFIX_TARGET"),
+        ("AWS_VPC_K8S_CNI_COFFEE", ""),
+    ],
+)
+def test_a_misspelt_name_of_our_family_is_warned_of_with_the_one_that_may_be_meant(name, meant):
+    (warning,) = read_settings({name: "1500", "PATH": "/bin"}).warnings
+    assert warning.startswith(f"{name} is not a setting")
+    assert warning.endswith(f"Did you mean {meant}?" if meant else "has no effect.")
+
+
+@pytest.mark.parametrize(("name", "right"), SPELLINGS.items())
+def test_a_spelling_that_circulates_is_answered_with_the_right_name_and_not_obeyed(name, right):
+    row = next(row for row in TABLE if row.name == right)
+    settings = read_settings({name: "true"})
+    assert settings.warnings == (f"{name} has no effect; the setting is called {row.name}.",)
+    assert msgspec.structs.replace(settings, warnings=()) == Settings()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "WARM_CACHE_SERVICE_HOST",
+        "WARM_CACHE_SERVICE_PORT",
+        "WARM_CACHE_SERVICE_PORT_HTTP",
+        "WARM_CACHE_PORT",
+        "WARM_CACHE_PORT_80_TCP",
+        "WARM_CACHE_PORT_80_TCP_ADDR",
+        "AWS_VPC_CNI_METRICS_SERVICE_HOST",
+        "AWS_REGION_NAME",
+        "LOGLEVEL",
+    ],
+)
+def test_what_kubelet_sets_for_services_and_what_is_not_ours_is_no_misspelling(name):
+    assert read_settings({name: "tcp://10.100.0.10:80"}).warnings == ()
+
+
+@pytest.mark.parametrize("value", ["true", "T", "yes", "TrUe"])
+def test_encryption_that_is_asked_for_is_never_taken_for_switched_off(value):
+    assert "ENABLE_POD_ENCRYPTION" in refusal(ENABLE_POD_ENCRYPTION=value).detail
+    assert read_settings({"ENABLE_POD_ENCRYPTION": "false"}) == Settings()
+
+
+def test_since_is_known_of_rows_of_the_table_only():
+    assert set(SINCE) <= {row.name for row in TABLE}
+    since = {row.name: row.since for row in TABLE}
+    assert (since["ENABLE_PREFIX_DELEGATION"], since["POD_ROUTING"], since["WARM_ENI_TARGET"]) == (
+        "1.9.0",
+        OURS,
+        "",
+    )
+    ours = {name for name in since if since[name] == OURS}
+    assert not ours & set(ORIGINAL)
+
+
+def test_an_environment_is_examined_whole_and_without_raising():
+    reading = examine(
+        {"POD_MTU": "9002", "ENABLE_POD_ENI": "1", "MAX_ENI": "-1", "WARM_X": "", "WARM_IP_TARGET": "4"}
+    )
+    assert [(one.name, one.reason) for one in reading.problems] == [
+        ("POD_MTU", Reason.BAD_SETTING),
+        ("ENABLE_POD_ENI", Reason.FEATURE_NOT_SUPPORTED),
+    ]
+    assert [one.name for one in reading.warnings] == ["MAX_ENI", "WARM_X"]
+    assert reading.values["warm_ip_target"] == 4
 
 
 def test_what_would_mislead_without_a_word_gets_a_warning():
