@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vpccni import __version__
-from vpccni.cli import handing_back, installing, lab_commands, reading, taking_over
+from vpccni.cli import capacity, handing_back, installing, lab_commands, reading, taking_over
 from vpccni.cli.output import console
 from vpccni.cli.problems import CommandError
 
@@ -61,6 +61,7 @@ def root(
 
 for _command in reading.commands():
     app.command(rich_help_panel="Ask an agent")(_command)
+app.command(rich_help_panel="Plan a node")(capacity.capacity)
 app.command(rich_help_panel="Run a node")(installing.install)
 app.command(rich_help_panel="Take over, hand back")(taking_over.take_over)
 app.command(rich_help_panel="Take over, hand back")(handing_back.hand_back)

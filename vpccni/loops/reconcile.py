@@ -22,6 +22,7 @@ from vpccni.loops.readiness import Readiness
 from vpccni.loops.write import Writer
 from vpccni.model import Cidr, EniFacts, InstanceId
 from vpccni.planner import commands as c
+from vpccni.planner.capacity import capacity_of
 from vpccni.planner.view import is_leased, is_unread
 from vpccni.ports import Ec2, Imds, KubernetesNode
 
@@ -201,7 +202,7 @@ class Reconcile:
         latest = state.latest.get("max_pods")
         is_from_node = latest is not None and getattr(latest.event, "source", "") == "node"
         if observed is None and state.limits is not None and not (is_from_node and self._is_max_pods_open):
-            by_type = state.limits.enis_max * (state.limits.ipv4_per_eni - 1) + 2
+            by_type = capacity_of(state.limits).max_pods
             observed = MaxPodsObserved(max_pods=by_type, source="instance type")
         if observed is not None:
             await self._once(lambda: self._submit(c.Observe(observed)), "log")
