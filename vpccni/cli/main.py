@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vpccni import __version__
-from vpccni.cli import capacity, handing_back, installing, lab_commands, reading, taking_over
+from vpccni.cli import capacity, handing_back, installing, lab_commands, planning, reading, taking_over
 from vpccni.cli.output import console
 from vpccni.cli.problems import CommandError
 
@@ -52,6 +52,10 @@ def root(
       vpccni lab add a web --count 3
       vpccni events -f --node a
 
+    Before there is a node:
+      vpccni plan -t m5.large --pods 20 --set WARM_IP_TARGET=5
+      vpccni capacity -t m5.large      [dim]# kubelet's --max-pods, and why[/dim]
+
     On a node:
       vpccni status                    [dim]# ready? what is it waiting for?[/dim]
       vpccni why no_address            [dim]# what a reason code means[/dim]
@@ -62,6 +66,7 @@ def root(
 for _command in reading.commands():
     app.command(rich_help_panel="Ask an agent")(_command)
 app.command(rich_help_panel="Plan a node")(capacity.capacity)
+app.command(rich_help_panel="Plan a node")(planning.plan)
 app.command(rich_help_panel="Run a node")(installing.install)
 app.command(rich_help_panel="Take over, hand back")(taking_over.take_over)
 app.command(rich_help_panel="Take over, hand back")(handing_back.hand_back)
