@@ -343,9 +343,13 @@ def test_every_listed_difference_is_observed_by_a_story(moto_cloud):
 
 
 def test_the_table_of_instance_types_is_what_moto_recorded_from_ec2(moto_cloud):
-    ours = {kind["InstanceType"]: kind for kind in OurCloud().call("DescribeInstanceTypes")["InstanceTypes"]}
-    theirs = moto_cloud.call("DescribeInstanceTypes", InstanceTypes=sorted(INSTANCE_TYPES))["InstanceTypes"]
-    assert len(theirs) == len(ours)
+    """A sample: moto takes seconds to render them all, and tests/unit/test_instance_types.py compares each row."""
+    odd = {"c1.medium", "i7ie.48xlarge", "m1.small", "m4.4xlarge", "m5.metal", "p4d.24xlarge", "p5.48xlarge"}
+    names = sorted(odd.union(sorted(INSTANCE_TYPES)[::40]))
+    answer = OurCloud().call("DescribeInstanceTypes", InstanceTypes=names)
+    ours = {kind["InstanceType"]: kind for kind in answer["InstanceTypes"]}
+    theirs = moto_cloud.call("DescribeInstanceTypes", InstanceTypes=names)["InstanceTypes"]
+    assert len(theirs) == len(ours) == len(names)
     for kind in theirs:
         own = ours[kind["InstanceType"]]
         network, own_network = kind["NetworkInfo"], own["NetworkInfo"]

@@ -17,8 +17,10 @@ import msgspec
 from vpccni.errors import InvariantBrokenError, Refused
 from vpccni.events.codec import Record
 from vpccni.events.effect import EffectIntended
+from vpccni.events.eni import EniAdopted
 from vpccni.events.node import LimitsObserved, MaxPodsObserved
 from vpccni.model import (
+    MAIN_TABLE,
     Address,
     Cidr,
     EniFacts,
@@ -360,7 +362,8 @@ class _Node:
         self._ask(c.ObserveInstance(machine))
         self._ask(c.Observe(LimitsObserved(type="", limits=limits)))
         self._ask(c.Observe(MaxPodsObserved(max_pods=self._policy.max_pods, source="rehearsal")))
-        self._ask(c.ReadEc2(enis=(primary,), previous=None))
+        adopted = EniAdopted(facts=primary, managed=True, origin="found", table=MAIN_TABLE)
+        self._ask(c.Note((adopted,)))
         self._ask(c.NoteLinks(ready=((primary.id, "ens5", 2),)))
 
     def _ask(self, command: c.Command, ahead: int = 0) -> c.Answer:

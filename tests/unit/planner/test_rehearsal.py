@@ -5,6 +5,7 @@ from typing import cast
 
 import pytest
 
+from tests.unit.projections.node import Node, eni_facts
 from vpccni.errors import InvariantBrokenError
 from vpccni.instance_types import instance_types
 from vpccni.loops.agent import Agent
@@ -138,7 +139,20 @@ def test_a_planner_that_never_rests_is_told_of(monkeypatch):
 )
 def test_the_policy_is_the_one_that_the_agent_would_have(environ):
     """The agent itself is asked; it is given nothing but what its policy looks at."""
-    settings, limits = read_settings(environ), instance_types()["m5.xlarge"].limits
-    state = SimpleNamespace(limits=limits, max_pods=58, enis={1: SimpleNamespace(managed=False)})
+    node = Node().start(eni_facts(0), eni_facts(1, tags={"node.k8s.amazonaws.com/no_manage": "true"}))
+    settings, state = read_settings(environ), node.state
+    assert state.limits is not None
+    assert state.max_pods is not None
     agent = SimpleNamespace(settings=settings, writer=SimpleNamespace(state=state))
-    assert Agent.policy(cast(Agent, agent)) == policy_of(settings, limits, max_pods=58, unmanaged_enis=1)
+    policy = Agent.policy(cast(Agent, agent))
+    ours = policy_of(settings, state.limits, max_pods=state.max_pods, unmanaged_enis=1)
+    counted = (
+        "warm_eni_target",
+        "warm_ip_target",
+        "minimum_ip_target",
+        "enis_max",
+        "slots_per_eni",
+        "max_pods",
+    )
+    for field in (*counted, "unmanaged_enis"):
+        assert getattr(policy, field) == getattr(ours, field), field
