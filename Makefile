@@ -56,7 +56,7 @@ docs: ## Print docs/settings.md, deploy/iam-policy.json and the table of instanc
 	@scripts/setup.sh check
 	@$(BIN)/python scripts/settings_doc.py >docs/settings.md.tmp && mv docs/settings.md.tmp docs/settings.md
 	@$(BIN)/python scripts/iam_policy.py >deploy/iam-policy.tmp && mv deploy/iam-policy.tmp deploy/iam-policy.json
-	@$(BIN)/python scripts/instance_types.py >build/types.tmp && mv build/types.tmp vpccni/instance_types.txt
+	@$(BIN)/python scripts/instance_types.py >vpccni/instance_types.tmp && mv vpccni/instance_types.tmp vpccni/instance_types.txt
 
 lock: ## Pin the dependencies of pyproject.toml anew, with hashes (needs uv)
 	@command -v $(UV) >/dev/null || { echo "lock: needs uv; say UV=/path/to/uv" >&2; exit 2; }

@@ -71,6 +71,8 @@ def main(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> i
         from vpccni.check_config import main as check_config
 
         return check_config(arguments, environ)
+    if options.json:
+        parser().error("--json goes with --check-config")
     try:
         settings = read_settings(environ)
     except PermanentError as refused:

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from tests.unit.test_settings import stock_environment
 from vpccni import app, check_config
 from vpccni.check_config import as_text, check
+from vpccni.planner.policy import policy_sentence
 from vpccni.settings import Settings, read_settings
 
 BAD = {
@@ -101,6 +103,31 @@ def test_the_agents_own_entry_checks_too_and_starts_nothing(capsys, monkeypatch)
     monkeypatch.setattr(app, "_run", None)
     assert app.main(["--check-config"], BAD) == 2
     assert "Refused:" in capsys.readouterr().out
+
+
+def test_json_without_the_check_is_a_mistake(capsys):
+    with pytest.raises(SystemExit) as ended:
+        app.main(["--json"], {})
+    assert ended.value.code == 2
+    assert "--check-config" in capsys.readouterr().err
+
+
+def test_the_agents_log_begins_with_the_policy_in_one_sentence(monkeypatch):
+    async def run(settings, options):
+        """Nothing is started."""
+
+    lines: list[tuple[str, dict[str, object]]] = []
+    note = SimpleNamespace(info=lambda event, **fields: lines.append((event, fields)))
+    for name, double in {
+        "_run": run,
+        "_log": note,
+        "_set_up_log": lambda *_: None,
+        "_allow_many_files": list,
+    }.items():
+        monkeypatch.setattr(app, name, double)
+    monkeypatch.setattr("os.umask", lambda _mask: 0)
+    assert app.main([], {"WARM_IP_TARGET": "5"}) == 0
+    assert lines == [("warm_pool", {"policy": policy_sentence(read_settings({"WARM_IP_TARGET": "5"}))})]
 
 
 def test_the_check_says_start_exactly_when_the_settings_can_be_read():

@@ -21,8 +21,8 @@ PREFIX_SIZE: Final = 16
 PODS_OF_SMALL: Final = 110
 PODS_OF_LARGE: Final = 250
 VCPUS_OF_SMALL: Final = 30
-"""Kubernetes is not tested beyond 110 pods on a small node, nor 250 on any. EKS draws the line at 30 vCPUs, and so do
-its max-pods calculator (``files/max-pods-calculator.sh`` of awslabs/amazon-eks-ami) and managed node groups."""
+"""110 pods a node is what Kubernetes recommends at most, 250 what EKS has tested on nodes with more vCPUs than this:
+so do its max-pods calculator (``files/max-pods-calculator.sh`` of awslabs/amazon-eks-ami) and managed node groups."""
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
