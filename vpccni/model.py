@@ -28,6 +28,8 @@ IntentId = NewType("IntentId", int)
 
 MAIN_TABLE: Final = 254
 """Linux ``RT_TABLE_MAIN``: the table of the primary ENI."""
+POOL_CARD: Final = 0
+"""The network card whose ENIs hold pod addresses: ``ENABLE_MULTI_NIC`` is not built, so there is just this one."""
 _CARD_TABLES: Final = 10_000
 """Tables of ENIs on further network cards begin here, a hundred for each card."""
 

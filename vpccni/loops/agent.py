@@ -35,7 +35,7 @@ from vpccni.loops.serve_cni import CniService, Reply
 from vpccni.loops.write import Writer
 from vpccni.model import Cidr, Stamp
 from vpccni.planner import commands as c
-from vpccni.planner.view import LINK_PATIENCE_S, without_link_s
+from vpccni.planner.view import LINK_PATIENCE_S, unmanaged_enis, without_link_s
 from vpccni.planner.warm_pool import PoolPolicy
 from vpccni.ports import (
     Checkpoints,
@@ -207,7 +207,7 @@ class Agent:
             enis_max=enis_max,
             slots_per_eni=state.limits.ipv4_per_eni - 1,
             max_pods=settings.max_pods or state.max_pods or DEFAULT_MAX_PODS,
-            unmanaged_enis=sum(not held.managed for held in state.enis.values()),
+            unmanaged_enis=unmanaged_enis(state),
         )
 
     def _context(self) -> c.Context:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from vpccni.model import (
+    POOL_CARD,
     Address,
     Binding,
     Cidr,
@@ -25,6 +26,7 @@ def is_usable(held: Eni) -> bool:
     """Whether new sandboxes may be put on an ENI."""
     return (
         held.managed
+        and held.card == POOL_CARD
         and held.phase == "attached"
         and held.is_link_ready
         and not held.is_retiring

@@ -10,7 +10,7 @@ import msgspec
 
 from vpccni.errors import Reason, Refused
 from vpccni.events import address, effect, eni, node, sandbox
-from vpccni.model import EniFacts, IntentId, Stamp, route_table_of
+from vpccni.model import POOL_CARD, EniFacts, IntentId, Stamp, route_table_of
 from vpccni.planner import commands as c
 from vpccni.planner import decide_leases, decide_machine
 from vpccni.planner.commands import PREVIOUS
@@ -119,7 +119,7 @@ def _objection(state: State, wanted: effect.EffectIntended, now: Stamp, context:
             return "limits unknown"
         creating = sum(1 for intent in state.intents.values() if intent.intended.kind == "create")
         # What an earlier agent left behind is not attached, and is only kept to be deleted: no place is taken.
-        present = sum(held.origin != "left_behind" for held in state.enis.values())
+        present = sum(held.origin != "left_behind" and held.card == POOL_CARD for held in state.enis.values())
         if present + creating >= context.policy.enis_max - context.policy.reserved_slots:
             return "no ENI slot left"
         return ""

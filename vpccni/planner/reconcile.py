@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from vpccni.events import address, eni
-from vpccni.model import Cidr, EniFacts, EniId, Stamp, route_table_of
+from vpccni.model import POOL_CARD, Cidr, EniFacts, EniId, Stamp, route_table_of
 from vpccni.planner.commands import Caused, ReadEc2
 from vpccni.planner.view import SIDE_KINDS, is_cidr_rested, is_leased
 from vpccni.projections.enis import Eni, OwnedCidr
@@ -29,8 +29,13 @@ READINGS_TO_BELIEVE: Final = 2
 
 
 def is_managed(facts: EniFacts, instance: str, manages_untagged: bool) -> bool:
-    """Whether an attached ENI is ours to use (the original's rules; the primary always is)."""
-    if facts.device == 0 and facts.card == 0:
+    """Whether an attached ENI is ours to use (the original's rules; the primary always is).
+
+    One on another network card never is: the original ignores those without ``ENABLE_MULTI_NIC``, which is refused.
+    """
+    if facts.card != POOL_CARD:
+        return False
+    if facts.device == 0:
         return True
     if facts.type not in ("interface", "efa", "trunk"):
         return False
@@ -118,6 +123,8 @@ def _compare_known(
         events.append((eni.EniCleared(eni=facts.id, source="ec2"), 0))
     if not held.managed:
         return events
+    if held.card != POOL_CARD:
+        return events + _leave_pool(state, held, facts, now, cooldown_s)
     believed = set(before.cidrs) if before is not None else set()
     fresh = tuple(
         cidr
@@ -142,6 +149,17 @@ def _compare_known(
     if released:
         events.append((address.CidrsReleased(eni=facts.id, cidrs=tuple(released), source="describe"), 0))
     return events
+
+
+def _leave_pool(state: State, held: Eni, facts: EniFacts, now: Stamp, cooldown_s: float) -> list[Caused]:
+    """An ENI on another card, which an older release managed: it goes when nobody uses it any more."""
+    if held.lease_count or not all(is_cidr_rested(state, cidr, now, cooldown_s) for cidr in held.cidrs):
+        return []
+    adopted = eni.EniAdopted(facts=_bare(facts), managed=False, origin=held.origin, table=held.table)
+    if not held.cidrs:
+        return [(adopted, 0)]
+    released = address.CidrsReleased(eni=facts.id, cidrs=tuple(held.cidrs), source="describe")
+    return [(released, 0), (adopted, 0)]
 
 
 def _is_described(owned: OwnedCidr) -> bool:

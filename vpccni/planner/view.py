@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from vpccni.events.address import CidrSuspected
-from vpccni.model import Address, Cidr, EniId, Stamp, cidr_size, cidr_span, is_inside
+from vpccni.model import POOL_CARD, Address, Cidr, EniId, Stamp, cidr_size, cidr_span, is_inside
 from vpccni.planner.assign import addresses_in, is_usable
 from vpccni.planner.warm_pool import EniView
 from vpccni.projections.enis import Eni
@@ -97,12 +97,12 @@ def _used_in(state: State, cidr: Cidr) -> Sequence[Address]:
 
 
 def views_of(state: State, now: Stamp, cooldown_s: float, slots: int) -> list[EniView]:
-    """One view an ENI in the books, unmanaged ones left out; and one for each ENI being created."""
+    """One view a managed ENI of the pool's card in the books; and one for each ENI being created."""
     under_release = state.cidrs_under_release()
     views = [
         _view(state, held, under_release, now, cooldown_s, slots)
         for held in state.enis.values()
-        if held.managed and held.origin != "left_behind"
+        if held.managed and held.card == POOL_CARD and held.origin != "left_behind"
     ]
     views.extend(
         EniView(
@@ -122,6 +122,11 @@ def views_of(state: State, now: Stamp, cooldown_s: float, slots: int) -> list[En
         if intent.intended.kind == "create"
     )
     return views
+
+
+def unmanaged_enis(state: State) -> int:
+    """ENIs of others on the pool's card: each takes a place there. What other cards hold takes none."""
+    return sum(not held.managed and held.card == POOL_CARD for held in state.enis.values())
 
 
 def without_link_s(state: State, held: Eni, now: Stamp) -> float:

@@ -139,7 +139,7 @@ def test_an_eni_that_describe_never_shows_again_keeps_its_leases_and_serves_nobo
     run_virtual(scenario())
 
 
-def attach_foreign(rig: Rig, device: int, tags=()) -> EniId:
+def attach_foreign(rig: Rig, device: int, tags=(), card: int = 0) -> EniId:
     made = rig.region.handle(
         "CreateNetworkInterface",
         {"SubnetId": rig.subnet.id, "SecondaryPrivateIpAddressCount": 2,
@@ -149,7 +149,12 @@ def attach_foreign(rig: Rig, device: int, tags=()) -> EniId:
     eni = EniId(made["NetworkInterface"]["NetworkInterfaceId"])  # type: ignore[index]
     rig.region.handle(
         "AttachNetworkInterface",
-        {"NetworkInterfaceId": eni, "InstanceId": rig.instance.id, "DeviceIndex": device},
+        {
+            "NetworkInterfaceId": eni,
+            "InstanceId": rig.instance.id,
+            "DeviceIndex": device,
+            "NetworkCardIndex": card,
+        },
         rig.now(),
     )
     return eni
@@ -172,6 +177,26 @@ def test_an_eni_that_somebody_else_attached_and_marked_is_left_alone():
         attachment = rig.region.world.enis[eni].attachment
         assert attachment is not None
         assert len(rig.region.world.enis[eni].addresses) == 3
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_no_pod_is_put_on_an_eni_of_another_network_card_and_card_0_keeps_all_its_places():
+    """A p4d: somebody attached untagged ENIs for EFA to cards 1 to 3; ours grow on card 0."""
+
+    async def scenario():
+        rig = Rig("p4d.24xlarge", environ={"WARM_ENI_TARGET": "0", "WARM_IP_TARGET": "1"})
+        foreign = {attach_foreign(rig, 0, card=card) for card in (1, 2, 3)}
+        await rig.up(settle_s=20)
+        assert foreign < set(rig.state.enis)
+        assert rig.live.policy().unmanaged_enis == 0
+        for number in range(60):
+            await rig.add(f"pod-{number}")
+        used = {lease.bindings[0].eni for lease in rig.state.leases.values()}
+        assert len(used) == 2
+        assert not used & foreign
+        assert all(len(rig.region.world.enis[eni].addresses) == 3 for eni in foreign)
         await rig.stop()
 
     run_virtual(scenario())

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from tests.unit.projections.node import COOLDOWN_S, Node, eni_facts
-from vpccni.events import address, eni
+from vpccni.events import address, eni, sandbox
 from vpccni.events.codec import Event
-from vpccni.model import Cidr, EniFacts, EniId
+from vpccni.model import Address, Binding, Cidr, EniFacts, EniId, PodRef, SandboxKey
 from vpccni.planner import commands as c
 from vpccni.planner.reconcile import NO_MANAGE_TAG, SETTLING_S, is_managed
 
@@ -46,6 +46,9 @@ def node() -> Node:
         (eni_facts(1, tags={NO_MANAGE_TAG: "false"}), False, True),
         (eni_facts(1, type="efa-only"), True, False),
         (eni_facts(1, type="trunk"), True, True),
+        (eni_facts(1, card=1), True, False),
+        (eni_facts(1, card=1, tags={NO_MANAGE_TAG: "false"}), True, False),
+        (eni_facts(0, card=1, type="efa"), True, False),
     ],
     ids=[
         "primary",
@@ -56,10 +59,37 @@ def node() -> Node:
         "no_manage false",
         "efa-only",
         "trunk",
+        "another card",
+        "another card, no_manage false",
+        "first device of another card",
     ],
 )
 def test_which_enis_are_ours_to_manage(facts, manages_untagged, managed):
     assert is_managed(facts, "i-1", manages_untagged) is managed
+
+
+def test_an_eni_of_another_card_that_an_older_release_managed_serves_no_new_pod_and_then_leaves_the_pool():
+    """1. The log has a managed ENI on card 1.  2. A pod lives on it.  3. The pod goes, its address rests."""
+    node = Node().start(eni_facts(0))
+    there = eni_facts(1, 20, 21, card=1, device=0)
+    node.append(eni.EniAdopted(facts=msgspec.structs.replace(there, cidrs=()), managed=True, origin="found"))
+    node.append(address.CidrsOwned(eni=ONE, cidrs=there.cidrs, source="describe"))
+    node.ready(ONE)
+    pod, binding = SandboxKey("aws-cni", "old", "eth0"), Binding(
+        family=4, address=Address("10.0.1.20"), eni=ONE, card=1, device=0, table=10100
+    )  # fmt: skip
+    node.append(sandbox.AddressAssigned(key=pod, pod=PodRef(), bindings=(binding,), netns="/netns/old"))
+    assert not isinstance(node.add("new"), c.Decision)
+    assert read(node, eni_facts(0), there) == [], "the kernel serves it for as long as the pod lives"
+    node.ask(c.EndLease(key=pod, cause="del"))
+    node.unwire_all()
+    assert read(node, eni_facts(0), there) == []
+    node.wait(COOLDOWN_S)
+    released, adopted = read(node, eni_facts(0), there)
+    assert released == address.CidrsReleased(eni=ONE, cidrs=there.cidrs, source="describe")
+    assert isinstance(adopted, eni.EniAdopted)
+    assert not adopted.managed
+    assert read(node, eni_facts(0), there) == []
 
 
 def test_nothing_is_compared_before_the_machine_is_known():

@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.projections.node import COOLDOWN_S, Node, eni_facts
+from vpccni.errors import Refused
 from vpccni.events import address, eni
 from vpccni.model import Cidr, EniId
 from vpccni.planner import commands as c
 from vpccni.planner.sizing import EniView
-from vpccni.planner.view import EC2_DELIVERY_S, LINK_PATIENCE_S, is_cidr_rested, rested_cidrs, views_of
+from vpccni.planner.view import (
+    EC2_DELIVERY_S,
+    LINK_PATIENCE_S,
+    is_cidr_rested,
+    rested_cidrs,
+    unmanaged_enis,
+    views_of,
+)
 
 ZERO, ONE = EniId("eni-0"), EniId("eni-1")
 
@@ -139,6 +147,15 @@ def test_what_is_not_ours_or_only_to_be_deleted_is_not_shown(node):
         )
     )
     assert sorted(views(node)) == [ZERO, ONE]
+
+
+def test_enis_of_other_cards_are_not_in_the_pool_and_take_no_place_of_card_0():
+    """A p4d: 4 cards of 15 ENIs each, and EFA ENIs on three of them."""
+    node = Node(enis_max=2).start(eni_facts(0, 10), eni_facts(1, card=1), eni_facts(2, card=2))
+    assert sorted(views(node)) == [ZERO]
+    assert unmanaged_enis(node.state) == 0
+    assert isinstance(node.intend(kind="create", count=1), c.Decision)
+    assert isinstance(node.intend(kind="create", count=1), Refused), "card 0 is full now"
 
 
 def test_a_trunk_has_no_room_for_pods():
