@@ -206,6 +206,9 @@ class Imds(Protocol):
     async def instance(self) -> InstanceFacts:
         """Who this machine is. Raises ``TransientError`` (``imds_unreachable``)."""
 
+    async def vpc_cidrs(self, mac: Mac) -> tuple[Cidr, ...]:
+        """The CIDRs of the VPC of an attached ENI, sorted; empty when IMDS tells none. Raises as ``instance``."""
+
     async def attached_macs(self) -> tuple[str, ...]:
         """The MACs that IMDS lists: one request, the cheap reading. May lag. Raises as ``instance``."""
 

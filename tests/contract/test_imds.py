@@ -52,6 +52,17 @@ async def test_the_machine_tells_who_it_is_in_three_requests_and_a_token(node: N
     assert node.imds.requests == 4
 
 
+async def test_a_cidr_that_the_vpc_gets_later_is_told_by_one_request(node: Node) -> None:
+    primary = node.region.world.instances[node.id].primary_eni
+    mac = Mac(primary.mac)
+    assert await node.imds.vpc_cidrs(mac) == ("10.0.0.0/16",)
+    primary.subnet.vpc.cidrs.append("100.64.0.0/16")
+    node.region.world.history.record(node.region.world.instances[node.id], time.monotonic())
+    before = node.imds.requests
+    assert await node.imds.vpc_cidrs(mac) == ("10.0.0.0/16", "100.64.0.0/16")
+    assert node.imds.requests == before + 1
+
+
 async def test_reading_the_macs_is_one_request(node: Node) -> None:
     await node.imds.attached_macs()
     before = node.imds.requests

@@ -82,8 +82,20 @@ class ImdsV2:
             az=az,
             region=region,
             primary_mac=Mac(mac.lower()),
-            vpc_cidrs=await self._vpc_cidrs(mac),
+            vpc_cidrs=await self.vpc_cidrs(Mac(mac)),
         )
+
+    async def vpc_cidrs(self, mac: Mac) -> tuple[Cidr, ...]:
+        """The CIDRs of the VPC of an attached ENI, sorted: one request. Empty when IMDS tells none."""
+        folder = f"{_METADATA}network/interfaces/macs/{mac}/"
+        # The singular is what a VPC with one CIDR has on endpoints that know no other.
+        text = await self._get(folder + "vpc-ipv4-cidr-blocks") or await self._get(
+            folder + "vpc-ipv4-cidr-block"
+        )
+        try:
+            return tuple(sorted({parse_cidr(line) for line in (text or "").split()}, key=cidr_span))
+        except ValueError as error:
+            raise _unreachable("vpc-ipv4-cidr-blocks", error) from error
 
     async def attached_macs(self) -> tuple[str, ...]:
         """The MACs that IMDS lists, sorted: one request."""
@@ -120,17 +132,6 @@ class ImdsV2:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
-
-    async def _vpc_cidrs(self, mac: str) -> tuple[Cidr, ...]:
-        folder = f"{_METADATA}network/interfaces/macs/{mac}/"
-        # The singular is what a VPC with one CIDR has on endpoints that know no other.
-        text = await self._get(folder + "vpc-ipv4-cidr-blocks") or await self._get(
-            folder + "vpc-ipv4-cidr-block"
-        )
-        try:
-            return tuple(sorted({parse_cidr(line) for line in (text or "").split()}, key=cidr_span))
-        except ValueError as error:
-            raise _unreachable("vpc-ipv4-cidr-blocks", error) from error
 
     async def _both(self, first: Awaitable[Any], second: Awaitable[Any]) -> tuple[Any, Any]:
         """Two requests side by side; the first failure ends both."""

@@ -26,6 +26,7 @@ from vpccni.errors import InvariantBrokenError, VpccniError
 from vpccni.events.adoption import ModeChanged
 from vpccni.events.codec import Record
 from vpccni.events.eni import EniDetached, EniGone
+from vpccni.events.node import NetworkConfigObserved
 from vpccni.events.sandbox import AddressAssigned, AddressHeld, LeaseEnded, LeaseLocated
 from vpccni.loops.watch_paths import PathWatch
 from vpccni.loops.wiring import (
@@ -336,7 +337,9 @@ def _changes_what_is_wanted(event: object) -> bool:
         return event.origin != "add"
     if isinstance(event, LeaseEnded):
         return "runtime" not in event.sources and event.cause != "add_failed"
-    return isinstance(event, (EniDetached, EniGone, AddressHeld, LeaseLocated, ModeChanged))
+    return isinstance(
+        event, (EniDetached, EniGone, AddressHeld, LeaseLocated, ModeChanged, NetworkConfigObserved)
+    )
 
 
 def has_primary_link(observed: Observed, mac: str) -> bool:

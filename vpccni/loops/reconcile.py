@@ -32,6 +32,8 @@ IMDS_PERIOD_S: Final = 15.0
 """One small read each: 4 a minute, where the original makes 77."""
 EC2_PERIOD_S: Final = 1800.0
 """EC2 is asked when IMDS disagrees with the books; this is for what IMDS cannot show."""
+VPC_PERIOD_S: Final = 30.0
+"""How often the VPC's CIDRs are read: the original's period."""
 IMDS_PATIENCE_S: Final = 0.5
 SECOND_READING_S: Final = 5.0
 """After a reading that found something new: two readings must agree before it is believed."""
@@ -70,6 +72,8 @@ class Reconcile:
         self._wait_searched = wait_searched
         self._named: tuple[InstanceId, int] = (InstanceId(""), 0)
         self._previous: tuple[EniFacts, ...] | None = None
+        self._vpc_cidrs: tuple[Cidr, ...] = ()
+        self._vpc_due = 0.0
         self._wake = asyncio.Event()
         self._disagreements = 0
         self._is_doubted = False
@@ -102,6 +106,8 @@ class Reconcile:
         while True:
             await self._pause(IMDS_PERIOD_S * (0.9 + 0.2 * self._rng.random()))
             await self._look()
+            if loop.time() >= self._vpc_due:
+                await self._once(self._read_vpc, "imds")
             if self._readiness.not_serving is not None:
                 await self._once(self._on_identity, "kernel")  # The primary link may come late.
             if self._is_max_pods_open:
@@ -165,11 +171,26 @@ class Reconcile:
                 has_other_primary=refused is not None and refused.reason is Reason.NOT_THE_SAME_MACHINE,
             )
         )
+        self._note_vpc(instance.vpc_cidrs)
         await self._on_identity()
         doubted = self._writer.state.doubted
         if doubted is not None:
             # Asked again, with growing pauses: nothing of EC2 is changed before IMDS and the log agree.
             raise TransientError(Reason.INSTANCE_DOUBTED, f"IMDS names {doubted.instance}; {doubted.detail}")
+
+    async def _read_vpc(self) -> None:
+        """The VPC's CIDRs: its owner may add some while we run, and take them away."""
+        instance = self._writer.state.instance
+        if instance is None:
+            raise TransientError(Reason.NODE_NOT_INITIALIZED)
+        cidrs = await self._imds.vpc_cidrs(instance.primary_mac)
+        await self._writer.submit(c.ObserveVpc(cidrs=cidrs, previous=self._vpc_cidrs))
+        self._note_vpc(cidrs)
+
+    def _note_vpc(self, cidrs: tuple[Cidr, ...]) -> None:
+        self._vpc_cidrs = cidrs or self._vpc_cidrs
+        # A look is up to a tenth early: every second one reads.
+        self._vpc_due = asyncio.get_running_loop().time() + VPC_PERIOD_S - IMDS_PERIOD_S / 2
 
     async def _learn_limits(self) -> None:
         state = self._writer.state

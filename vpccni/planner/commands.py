@@ -60,6 +60,18 @@ class ObserveInstance(msgspec.Struct, frozen=True):
     has_other_primary: bool = False
 
 
+class ObserveVpc(msgspec.Struct, frozen=True, kw_only=True):
+    """IMDS told the CIDRs of the VPC. What is new is believed at once, what is missing at the second reading.
+
+    Attributes:
+        cidrs: Empty when IMDS told none, which is no answer.
+        previous: The reading before; empty for none.
+    """
+
+    cidrs: tuple[Cidr, ...]
+    previous: tuple[Cidr, ...]
+
+
 class Add(msgspec.Struct, frozen=True, kw_only=True):
     """CNI ADD: an address for a sandbox.
 
@@ -274,6 +286,7 @@ Command = (
     StartAgent
     | Observe
     | ObserveInstance
+    | ObserveVpc
     | Add
     | RefuseAdd
     | NoteWired

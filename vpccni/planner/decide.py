@@ -78,6 +78,8 @@ def decide(state: State, command: c.Command, now: Stamp, context: c.Context) -> 
             return decide_machine.start_agent(state, command, now)
         case c.ObserveInstance():
             return decide_machine.observe_instance(state, command, now)
+        case c.ObserveVpc():
+            return decide_machine.observe_vpc(state, command)
         case c.Observe():
             return decide_machine.observe(state, command)
         case c.NotePlan():

@@ -19,6 +19,7 @@ from vpccni.model import (
     LeaseId,
     Seq,
     Stamp,
+    cidr_span,
     device_of_table,
     is_inside,
 )
@@ -77,7 +78,8 @@ def observe_instance(state: State, command: c.ObserveInstance, now: Stamp) -> c.
     """
     before, now_seen = state.instance, command.instance
     if before is None or before.id == now_seen.id:
-        is_known = before == now_seen and state.identity_boot == now.boot_id and state.doubted is None
+        is_same = before == now_seen and state.vpc_cidrs == now_seen.vpc_cidrs
+        is_known = is_same and state.identity_boot == now.boot_id and state.doubted is None
         if is_known:
             return c.Decision()
         return c.Decision(((node.InstanceObserved(instance=now_seen, readings=command.readings), 0),))
@@ -117,6 +119,21 @@ def observe_instance(state: State, command: c.ObserveInstance, now: Stamp) -> c.
     ]
     events += [(eni.EniGone(eni=eni_id, source="instance"), cause) for eni_id in state.enis]
     return c.Decision(tuple(events))
+
+
+def observe_vpc(state: State, command: c.ObserveVpc) -> c.Answer:
+    """The CIDRs of the VPC: traffic to them keeps its source address.
+
+    One short answer of IMDS must not send traffic inside the VPC out under the node's address: a CIDR goes only
+    when two readings in a row lack it.
+    """
+    if not command.cidrs:
+        return c.Decision()
+    kept = {cidr for cidr in state.vpc_cidrs if not command.previous or cidr in command.previous}
+    cidrs = tuple(sorted(kept | {*command.cidrs}, key=cidr_span))
+    if cidrs == state.vpc_cidrs:
+        return c.Decision()
+    return c.Decision(((node.NetworkConfigObserved(vpc_cidrs=cidrs), 0),))
 
 
 def observe(state: State, command: c.Observe) -> c.Answer:

@@ -222,6 +222,49 @@ def test_an_eni_that_somebody_else_attached_takes_its_device_index_from_us_and_g
     run_virtual(scenario())
 
 
+def set_vpc_cidrs(rig: Rig, *cidrs: str) -> None:
+    """The VPC's owner associates or removes CIDRs; IMDS shows it at once."""
+    rig.subnet.vpc.cidrs[:] = cidrs
+    rig.region.world.history.record(rig.instance, rig.now())
+
+
+def is_direct(rig: Rig, cidr: str) -> bool:
+    """Whether the kernel leaves the source address of traffic to a CIDR alone."""
+    assert rig.kernel.state.nft is not None
+    return cidr in rig.kernel.state.nft_text
+
+
+def test_traffic_to_a_cidr_that_the_vpc_gets_later_keeps_its_source_address_within_a_minute():
+    async def scenario():
+        rig = await Rig().up()
+        assert not is_direct(rig, "100.64.0.0/16")
+        set_vpc_cidrs(rig, "10.0.0.0/16", "100.64.0.0/16")
+        await asyncio.sleep(35)
+        assert is_direct(rig, "10.0.0.0/16")
+        assert is_direct(rig, "100.64.0.0/16")
+        set_vpc_cidrs(rig, "10.0.0.0/16")
+        await asyncio.sleep(20)
+        assert is_direct(rig, "100.64.0.0/16"), "not yet: two readings must agree"
+        await asyncio.sleep(60)
+        assert not is_direct(rig, "100.64.0.0/16")
+        assert rig.kinds().count("network_config_observed") == 2
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_the_cidrs_of_the_vpc_stay_while_imds_does_not_tell_them():
+    async def scenario():
+        rig = await Rig().up()
+        rig.region.imds.inject(ImdsFault(kind="status", status=404, path="vpc-ipv4-cidr", times=FOR_EVER))
+        await asyncio.sleep(5 * MINUTE)
+        assert is_direct(rig, "10.0.0.0/16")
+        assert "network_config_observed" not in rig.kinds()
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
 # -- which machine is this --------------------------------------------------------------------------
 
 

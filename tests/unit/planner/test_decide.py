@@ -584,6 +584,41 @@ def test_an_observation_is_recorded_when_it_is_news(node, observed):
     assert kinds(node.ask(c.Observe(observed))) == []
 
 
+VPC, MORE = Cidr("10.0.0.0/16"), Cidr("100.64.0.0/16")
+
+
+def observe_vpc(node: Node, *cidrs: Cidr, previous: tuple[Cidr, ...] = ()) -> tuple[Cidr, ...]:
+    node.ask(c.ObserveVpc(cidrs=cidrs, previous=previous))
+    return node.state.vpc_cidrs
+
+
+def test_a_cidr_that_the_vpc_gets_is_believed_at_once(node):
+    head = node.state.head
+    assert observe_vpc(node, VPC) == (VPC,)
+    assert node.state.head == head, "no news, no event"
+    assert observe_vpc(node, MORE, VPC) == (VPC, MORE)
+    assert node.restored().vpc_cidrs == (VPC, MORE)
+
+
+def test_a_cidr_that_the_vpc_loses_is_believed_when_two_readings_agree(node):
+    """One short answer of IMDS would send pods' traffic inside the VPC out under the node's address."""
+    observe_vpc(node, VPC, MORE)
+    assert observe_vpc(node, VPC, previous=(VPC, MORE)) == (VPC, MORE)
+    assert observe_vpc(node, VPC, previous=(VPC,)) == (VPC,)
+
+
+def test_a_vpc_without_any_cidr_is_no_answer(node):
+    assert observe_vpc(node) == (VPC,)
+    assert observe_vpc(node) == (VPC,)
+
+
+def test_a_machine_that_is_as_before_is_observed_again_where_its_vpc_is_not(node):
+    """1. The VPC gets a CIDR while we run.  2. It loses it while we do not.  3. IMDS says what it said at first."""
+    observe_vpc(node, VPC, MORE)
+    assert kinds(node.ask(c.ObserveInstance(instance()))) == [n.InstanceObserved]
+    assert node.state.vpc_cidrs == (VPC,)
+
+
 def test_subnets_are_observed_each_for_itself(node):
     for name in ("subnet-1", "subnet-2"):
         event = n.SubnetObserved(subnet=SubnetId(name), cidr=Cidr("10.0.0.0/20"), az="a", free=5)
