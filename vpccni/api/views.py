@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from vpccni.events.codec import Record, UnknownEvent, kind_of
-from vpccni.model import Stamp
+from vpccni.model import Stamp, cidr_size
 from vpccni.planner.assign import is_usable
 from vpccni.planner.view import views_of
 from vpccni.projections.state import State
@@ -69,6 +69,7 @@ def enis_view(state: State, now: Stamp, cooldown_s: float) -> list[dict[str, Any
         state.enis.values(), key=lambda held: (held.phase != "attached", held.card, held.device)
     ):
         view = views.get(held.facts.id)
+        owned = sum(cidr_size(cidr) for cidr in held.cidrs)
         resting = view.resting + view.blocked if view else 0
         rows.append(
             {
@@ -84,10 +85,10 @@ def enis_view(state: State, now: Stamp, cooldown_s: float) -> list[dict[str, Any
                 "usable": is_usable(held),
                 "link": held.ifname if held.is_link_ready else "",
                 "suspected": held.suspected,
-                "owned": len(held.cidrs),
+                "owned": owned,
                 "assigned": held.lease_count,
                 "resting": resting,
-                "free": max(0, len(held.cidrs) - held.lease_count - resting) if is_usable(held) else 0,
+                "free": max(0, owned - held.lease_count - resting) if is_usable(held) else 0,
                 "slots": slots,
                 "doing": sorted(intent.intended.kind for intent in state.intents_on(held.facts.id)),
                 "cidrs": sorted(held.cidrs),

@@ -9,7 +9,7 @@ from vpccni.model import MAIN_TABLE, Cidr, EniId, LeaseId, SandboxKey, Stamp, ci
 from vpccni.planner import commands as c
 from vpccni.planner.assign import choose_address, is_usable
 from vpccni.planner.commands import PREVIOUS
-from vpccni.planner.view import is_leased, is_unread, views_of
+from vpccni.planner.view import is_unread, unleased, views_of
 from vpccni.planner.warm_pool import prospect
 from vpccni.projections.leases import Lease
 from vpccni.projections.state import State
@@ -112,11 +112,11 @@ def _wait_or_refuse(state: State, now: Stamp, context: c.Context, request: tuple
 def _unread(state: State) -> int:
     """How many addresses the next reading of EC2 may bring back."""
     return sum(
-        cidr_size(cidr)
+        unleased(state, cidr)
         for held in state.enis.values()
         if is_usable(held)
         for cidr in held.cidrs
-        if is_unread(held, cidr) and not is_leased(state, cidr)
+        if is_unread(held, cidr)
     )
 
 
@@ -130,13 +130,11 @@ def _resting_soon(state: State, now: Stamp, context: c.Context) -> int:
     inherited = 0
     if 0 < state.inherited_s(now, context.cooldown_s) < context.add_wait_s:
         inherited = sum(
-            state.is_inherited(owned)
-            and not owned.suspected
-            and cidr not in under_release
-            and not is_leased(state, cidr)
+            unleased(state, cidr)
             for held in state.enis.values()
             if is_usable(held)
             for cidr, owned in held.cidrs.items()
+            if state.is_inherited(owned) and not owned.suspected and cidr not in under_release
         )
     usable: dict[EniId, set[Cidr]] = {
         held.facts.id: {

@@ -11,8 +11,17 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from vpccni.errors import InvariantBrokenError
-from vpccni.model import Cidr, EniId
-from vpccni.planner.sizing import EniView, PoolPolicy, Tally, free_now_of, room_of, stays_warm, sum_room
+from vpccni.model import Cidr, EniId, cidr_size
+from vpccni.planner.sizing import (
+    EniView,
+    PoolPolicy,
+    Tally,
+    cidrs_of,
+    free_now_of,
+    room_of,
+    stays_warm,
+    sum_room,
+)
 
 
 class RestedCidr(msgspec.Struct, frozen=True):
@@ -47,9 +56,21 @@ def rested(eni: EniView, cidr: Cidr) -> RestedCidr:
     return RestedCidr(eni.id, cidr)
 
 
+def _all_rested(eni: EniView) -> tuple[RestedCidr, ...]:
+    """Every CIDR that may be given back."""
+    return tuple(RestedCidr(eni.id, cidr) for cidr in eni.rested)
+
+
 def _first_rested(eni: EniView, count: int) -> tuple[RestedCidr, ...]:
-    """The ``count`` CIDRs to give back first; fewer when fewer are rested."""
-    return tuple(RestedCidr(eni.id, cidr) for cidr in eni.rested[:count])
+    """The CIDRs to give back first, of at most ``count`` addresses; a prefix goes whole or not at all."""
+    found: list[RestedCidr] = []
+    for cidr in eni.rested:
+        if count <= 0:
+            break
+        if cidr_size(cidr) <= count:
+            count -= cidr_size(cidr)
+            found.append(RestedCidr(eni.id, cidr))
+    return tuple(found)
 
 
 def is_removable(eni: EniView, policy: PoolPolicy) -> bool:
@@ -62,7 +83,7 @@ def is_removable(eni: EniView, policy: PoolPolicy) -> bool:
         and (eni.is_usable or eni.is_excluded)
         and eni.age_s >= policy.min_eni_age_s
         and eni.assigned == eni.resting == eni.blocked == eni.pending == 0
-        and len(eni.rested) == eni.owned
+        and len(eni.rested) == cidrs_of(eni)
     )
 
 
@@ -112,9 +133,9 @@ def releases(
             continue
         if eni.is_usable:
             cidrs = _first_rested(eni, over)
-            over -= len(cidrs)
+            over -= sum(cidr_size(rested.cidr) for rested in cidrs)
         elif eni.is_excluded:
-            cidrs = _first_rested(eni, len(eni.rested))
+            cidrs = _all_rested(eni)
         else:
             continue
         if cidrs:
@@ -124,7 +145,7 @@ def releases(
 
 def removal_step(eni: EniView) -> RemoveEni:
     """The step that removes an ENI, with the proof that what it holds has rested."""
-    return RemoveEni(eni.id, _first_rested(eni, len(eni.rested)))
+    return RemoveEni(eni.id, _all_rested(eni))
 
 
 def _emptiest_first(eni: EniView) -> tuple[int, bool, int, EniId]:

@@ -12,8 +12,8 @@ from vpccni.model import Cidr, EniId
 class EniView(msgspec.Struct, frozen=True, kw_only=True):
     """What the planner sees of one ENI that is, or soon will be, attached.
 
-    ENIs that are not ours to manage are left out; they only count in ``PoolPolicy.unmanaged_enis``.
-    ``owned`` is the sum of ``assigned``, ``resting``, ``blocked`` and what is free.
+    ENIs that are not ours to manage are left out; they only count in ``PoolPolicy.unmanaged_enis``. All counts are of
+    addresses, but for slots: ``owned`` is the sum of ``assigned``, ``resting``, ``blocked`` and what is free.
 
     Attributes:
         id: The ENI; a name of the caller's choice while EC2 has not yet given one.
@@ -32,8 +32,9 @@ class EniView(msgspec.Struct, frozen=True, kw_only=True):
         can_shrink: The ENI itself may be removed now (no open intent on it, no trunk, no EFA). What of its
             CIDRs may be given back says ``rested``.
         slots: CIDRs that it may hold beside its own address; 0 for a trunk and an unusable primary.
-        owned: CIDRs that it holds, suspected ones included.
-        pending: CIDRs that an open intent is assigning to it.
+        owned: Addresses that it holds, suspected ones included.
+        slots_saved: Addresses of ``owned`` that need no slot of their own: 15 for each /28, which takes one slot.
+        pending: Addresses that an open intent is assigning to it, each with a slot.
         assigned: Addresses under an open lease, quarantined ones included.
         resting: Addresses whose cooldown is not over.
         resting_soon: Of these, the ones whose cooldown ends before EC2 could deliver another address.
@@ -57,6 +58,7 @@ class EniView(msgspec.Struct, frozen=True, kw_only=True):
     can_shrink: bool = True
     slots: int
     owned: int
+    slots_saved: int = 0
     pending: int = 0
     assigned: int = 0
     resting: int = 0
@@ -77,7 +79,7 @@ class PoolPolicy(msgspec.Struct, frozen=True, kw_only=True):
         warm_ip_target: Free addresses to keep.
         minimum_ip_target: Addresses to own at least, free or not.
         enis_max: ENIs that the instance may have on this card, after ``MAX_ENI``.
-        slots_per_eni: CIDRs that a new ENI holds beside its own address.
+        slots_per_eni: Addresses that a new ENI holds beside its own.
         max_pods: Pods that the node may run; ends growth, never shrinks.
         reserved_slots: ENI places kept free for a trunk.
         unmanaged_enis: ENI places that others use.
@@ -155,8 +157,13 @@ def is_serving(eni: EniView) -> bool:
 
 
 def room_of(eni: EniView) -> int:
-    """CIDRs that may still be assigned to it, now or when what is under way on it has ended."""
-    return max(eni.slots - eni.owned - eni.pending, 0) if is_serving(eni) else 0
+    """Addresses that may still be assigned to it singly, now or when what is under way on it has ended."""
+    return max(eni.slots - cidrs_of(eni) - eni.pending, 0) if is_serving(eni) else 0
+
+
+def cidrs_of(eni: EniView) -> int:
+    """How many CIDRs it holds: the slots that they take."""
+    return eni.owned - eni.slots_saved
 
 
 def free_now_of(eni: EniView) -> int:

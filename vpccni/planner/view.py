@@ -75,6 +75,11 @@ def is_leased(state: State, cidr: Cidr) -> bool:
     return any(address in state.by_address for address in _used_in(state, cidr))
 
 
+def unleased(state: State, cidr: Cidr) -> int:
+    """How many addresses of the CIDR have no open lease."""
+    return cidr_size(cidr) - sum(address in state.by_address for address in _used_in(state, cidr))
+
+
 def is_cidr_rested(state: State, cidr: Cidr, now: Stamp, cooldown_s: float) -> bool:
     """Whether no address of the CIDR is leased, resting, or still wired."""
     for address in _used_in(state, cidr):
@@ -142,16 +147,17 @@ def _view(
 ) -> EniView:
     resting = soon = blocked = releasing = 0
     inherited_s = state.inherited_s(now, cooldown_s)
+    slots_saved = sum(cidr_size(cidr) - 1 for cidr in held.cidrs if not cidr.endswith("/32"))
     for cidr, owned in held.cidrs.items():
         if owned.suspected or cidr in under_release:
-            leased = sum(address in state.by_address for address in _used_in(state, cidr))
-            blocked += cidr_size(cidr) - leased
-            releasing += cidr_size(cidr) - leased if cidr in under_release else 0
+            free = unleased(state, cidr)
+            blocked += free
+            releasing += free if cidr in under_release else 0
             continue
         if inherited_s > 0 and state.is_inherited(owned):
-            leased = sum(address in state.by_address for address in _used_in(state, cidr))
-            resting += cidr_size(cidr) - leased
-            soon += (cidr_size(cidr) - leased) * (inherited_s <= EC2_DELIVERY_S)
+            free = unleased(state, cidr)
+            resting += free
+            soon += free * (inherited_s <= EC2_DELIVERY_S)
             continue
         for address in _used_in(state, cidr):
             rest = state.rests.get(address)
@@ -201,7 +207,8 @@ def _view(
         and held.facts.type == "interface"
         and not held.is_primary,
         slots=0 if held.facts.type == "trunk" else slots,
-        owned=len(held.cidrs),
+        owned=len(held.cidrs) + slots_saved,
+        slots_saved=slots_saved,
         pending=pending,
         assigned=held.lease_count,
         resting=resting,

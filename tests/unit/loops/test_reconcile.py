@@ -222,6 +222,29 @@ def test_an_eni_that_somebody_else_attached_takes_its_device_index_from_us_and_g
     run_virtual(scenario())
 
 
+def test_a_node_that_has_a_prefix_already_asks_for_nothing_that_it_has():
+    """The prefix is of the original, or of another mode: 16 addresses, 6 of them more than the targets ask for."""
+
+    async def scenario():
+        rig = Rig(environ={"WARM_IP_TARGET": "2", "MINIMUM_IP_TARGET": "10"})
+        primary = rig.instance.primary_eni
+        params = {"NetworkInterfaceId": primary.id, "Ipv4PrefixCount": 1}
+        made = rig.region.perform("AssignPrivateIpAddresses", params, rig.now())
+        assert isinstance(made, dict)
+        assert made["AssignedIpv4Prefixes"]
+        await rig.up()
+        for number in range(14):
+            await rig.add(f"pod-{number}")
+        await asyncio.sleep(MINUTE)
+        calls = rig.calls()
+        assert "AssignPrivateIpAddresses" not in calls
+        assert "UnassignPrivateIpAddresses" not in calls
+        assert "CreateNetworkInterface" not in calls
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
 def set_vpc_cidrs(rig: Rig, *cidrs: str) -> None:
     """The VPC's owner associates or removes CIDRs; IMDS shows it at once."""
     rig.subnet.vpc.cidrs[:] = cidrs

@@ -9,7 +9,7 @@ from vpccni.errors import Refused
 from vpccni.events import address, eni
 from vpccni.model import Cidr, EniId
 from vpccni.planner import commands as c
-from vpccni.planner.sizing import EniView
+from vpccni.planner.sizing import EniView, free_now_of, room_of
 from vpccni.planner.view import (
     EC2_DELIVERY_S,
     LINK_PATIENCE_S,
@@ -180,6 +180,30 @@ def test_a_prefix_is_rested_when_all_its_addresses_are():
     assert is_rested()
 
 
+def test_addresses_are_counted_whether_they_came_singly_or_in_a_prefix():
+    """A bug (W9 again): a /28 counted as one address, and the pods in it as many."""
+    prefix = Cidr("10.0.0.32/28")
+    node = Node().start(eni_facts(0, cidrs=(Cidr("10.0.0.10/32"), prefix)))
+    for name in "abc":
+        node.run_pod(name)
+    node.end_pod("c")
+    view = views(node)[ZERO]
+    assert counts(view) == (17, 2, 1, 0)
+    assert free_now_of(view) == 14
+    assert (view.slots_saved, room_of(view)) == (15, 2), "it takes one of the four slots"
+
+
+@pytest.mark.parametrize("how", ["suspected", "under release"])
+def test_a_prefix_that_is_suspected_or_under_release_is_blocked_with_all_its_addresses(how):
+    prefix = Cidr("10.0.0.32/28")
+    node = Node().start(eni_facts(0, cidrs=(prefix,)))
+    if how == "suspected":
+        node.append(address.CidrSuspected(eni=ZERO, cidr=prefix, source="ec2", readings=1))
+    else:
+        node.intend(kind="unassign", eni=ZERO, cidrs=(prefix,))
+    assert counts(views(node)[ZERO]) == (16, 0, 0, 16)
+
+
 def test_a_large_prefix_is_judged_by_its_own_addresses_only():
     """An IPv6 /80 beside an IPv4 lease."""
     prefix = Cidr("2001:db8::/80")
@@ -187,6 +211,6 @@ def test_a_large_prefix_is_judged_by_its_own_addresses_only():
     node.run_pod("v4")
     assert node.address("v4") == "10.0.0.10"
     assert is_cidr_rested(node.state, prefix, node.now, COOLDOWN_S)
-    assert counts(views(node)[ZERO]) == (2, 1, 0, 0), "and not walked through: it holds 2**48"
+    assert counts(views(node)[ZERO]) == (2**48 + 1, 1, 0, 0), "and not walked through: it holds 2**48"
     node.run_pod("v6")
     assert not is_cidr_rested(node.state, prefix, node.now, COOLDOWN_S)

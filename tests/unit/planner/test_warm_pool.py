@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ import pytest
 import vpccni
 from tests.unit.planner.simulated_pool import applied, cidrs_of, eni, rest_all
 from vpccni.errors import InvariantBrokenError, Reason
-from vpccni.model import EniId
+from vpccni.model import Cidr, EniId
 from vpccni.planner import warm_pool
 from vpccni.planner.release import rested
 from vpccni.planner.warm_pool import (
@@ -59,6 +60,41 @@ def texts(enis, rule: PoolPolicy, waiting: int = 0, **held) -> list[str]:
 
 
 GROW = EniId("eni-0")
+
+
+# Prefixes on a node that keeps single addresses: one that was taken over, or whose mode was changed
+
+SINGLE, PREFIX = Cidr("10.0.0.9/32"), Cidr("10.0.0.32/28")
+
+
+def with_prefix(device: int = 0, assigned: int = 0, singles: int = 0, **fields: Any) -> EniView:
+    """An ENI that holds one /28 and some single addresses."""
+    given: dict[str, Any] = {"slots_saved": 15, "rested": (PREFIX,), **fields}
+    return eni(device, 16 + singles, assigned, **given)
+
+
+def test_the_free_addresses_of_a_prefix_meet_the_targets():
+    assert steps([with_prefix()], ips(5, 10)) == ()
+    assert steps([with_prefix(assigned=14, rested=())], ips(5)) == (GrowEni(GROW, 3),)
+
+
+def test_a_prefix_takes_one_slot():
+    full = with_prefix(assigned=16, rested=(), slots=4)
+    assert steps([full], policy(slots_per_eni=4), waiting=3) == (GrowEni(GROW, 3), CreateEni(4))
+
+
+def test_a_prefix_is_given_back_only_when_all_of_it_is_too_much():
+    one = with_prefix(assigned=1, singles=2, rested=(PREFIX, SINGLE))
+    assert steps([one], ips(16)) == (ReleaseCidrs(GROW, (RestedCidr(GROW, SINGLE),)),)
+    two = with_prefix(assigned=1, singles=17, slots=20, rested=(PREFIX, SINGLE))
+    assert steps([two], ips(16)) == (ReleaseCidrs(GROW, (RestedCidr(GROW, PREFIX),)),)
+
+
+def test_an_eni_with_a_prefix_goes_when_all_that_it_holds_has_rested():
+    enis = [eni(0, 14, slots=14), eni(1, 14), with_prefix(2)]
+    assert texts(enis, policy(warm_eni_target=1)) == ["remove eni-1"]
+    enis = [eni(0, 15, slots=15), with_prefix(1)]
+    assert texts(enis, policy(warm_eni_target=1)) == ["remove eni-1"]
 
 
 # Growing
