@@ -161,7 +161,12 @@ class KeepLinks:
         made = difference(wanted, observed)
         # Veths of ended leases are the sweep's, which gives their namespaces time to take them along.
         made = msgspec.structs.replace(made, veths_delete=())
-        applied = await self._kernel.apply(made)
+        try:
+            applied = await self._kernel.apply(made)
+        except VpccniError:
+            # Nobody may be put on what is surely gone, however long it takes until the rest is done.
+            await self._note_lost(made, observed)
+            raise
         self.converged_mode = mode
         self._tell(wanted, observed, applied)
         await self._note_enis(applied, made)
@@ -190,6 +195,18 @@ class KeepLinks:
             lost=tuple(sorted(pair for pair in set(lost) if pair[0] not in ready)),
         )
         await self._writer.submit(note)
+
+    async def _note_lost(self, made: Difference, observed: Observed) -> None:
+        """ENIs whose link is gone, or is another one than the books have and not set up."""
+        lost = [(eni, "no link has its MAC") for eni in made.enis_missing]
+        for setup in made.enis:
+            held, link = self._writer.state.enis.get(setup.eni), find_link(observed.links, setup.mac)
+            if held is not None and link is not None and held.ifindex != link.ifindex:
+                lost.append((setup.eni, f"{link.ifname} has its MAC and is not set up"))
+        try:
+            await self._writer.submit(c.NoteLinks(lost=tuple(lost)))
+        except VpccniError as error:
+            _log.warning("link_loss_not_noted", enis=[eni for eni, _ in lost], reason=error.reason)
 
     def _note_unwired(self, observed: Observed) -> None:
         """Ended leases whose veth is not there (any more)."""

@@ -14,7 +14,7 @@ from tests.unit.loops.rig import Rig
 from tests.unit.loops.test_recover import key_of, live_as_original, secondaries, with_predecessor
 from vpccni.datapath.numbers import POD_TABLE
 from vpccni.datapath.objects import FirewallPart, FirewallSeen, Route, Rule
-from vpccni.errors import Reason
+from vpccni.errors import PermanentError, Reason
 from vpccni.events.adoption import ForeignObjectRemoved
 from vpccni.events.codec import Record
 from vpccni.events.sandbox import AddressAssigned
@@ -464,6 +464,55 @@ def test_a_veth_without_our_alias_stands_until_it_is_gone():
         await asyncio.sleep(SETTLED_S)
         assert index not in rig.kernel.state.links
         assert not rig.state.standing
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+# --- a kernel that refuses at the start ---------------------------------------------------------------------
+
+
+def refuse_repairs(rig: Rig) -> list[bool]:
+    """From now on only sandboxes can be wired, until the one cell is set to False."""
+    refuses, apply = [True], rig.kernel.apply
+
+    async def some(difference):
+        if refuses[0] and not difference.wire:
+            raise PermanentError(Reason.KERNEL_REFUSED, "nft: Operation not permitted [EPERM]")
+        return await apply(difference)
+
+    rig.kernel.apply = some  # type: ignore[method-assign]
+    return refuses
+
+
+@pytest.mark.parametrize("comes_back", [False, True], ids=["the link is gone", "the link is another one"])
+def test_an_eni_whose_link_vanished_serves_nobody_also_where_the_kernel_refuses_the_repair(comes_back):
+    """1. The agent is killed.  2. A link vanishes, or is made anew.  3. The kernel refuses the repair."""
+
+    async def scenario():
+        rig = await Rig().up()
+        for number in range(10):
+            await rig.add(f"pod-{number}")
+        await asyncio.sleep(SETTLED_S)
+        second = rig.held("pod-9").bindings[0].eni
+        held = rig.state.enis[second]
+        assert not held.is_primary
+        await rig.kill()
+        rig.kernel.unplug(held.facts.mac)
+        if comes_back:
+            rig.kernel.plug(held.facts.mac, held.ifname)
+        refuses = refuse_repairs(rig)
+        await rig.start()
+        assert not rig.state.enis[second].is_link_ready
+        await rig.add("late")
+        assert rig.held("late").bindings[0].eni != second, "the fullest of those that could serve"
+        await asyncio.sleep(MINUTE)
+        assert not rig.state.enis[second].is_link_ready
+        refuses[0] = False
+        if not comes_back:
+            rig.kernel.plug(held.facts.mac, held.ifname)
+        await asyncio.sleep(15)
+        assert rig.state.enis[second].is_link_ready
         await rig.stop()
 
     run_virtual(scenario())
