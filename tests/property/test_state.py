@@ -97,8 +97,8 @@ class NodeMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.node = Node(enis_max=ENIS_MAX, slots=SLOTS, max_pods=8)
         self.world = World()
-        self.views = [self.world.attached()]  # what EC2 has shown so far, for readings that lag
-        self.previous: tuple[EniFacts, ...] | None = None
+        self.views = [self.reading()]  # what EC2 has shown so far, for readings that lag
+        self.previous: c.Reading | None = None
         self.wanted: list[EffectIntended] = []  # plans, which grow old
         self.outcomes: dict[int, c.Outcome] = {}  # of intents that were performed and not yet settled
         self.snapshot: tuple[int, tuple[Record, ...]] = (0, ())
@@ -284,9 +284,13 @@ class NodeMachine(RuleBasedStateMachine):
             self.node.ready(*(one.facts.id for one in ready))
         self.wanted.clear()
 
+    def reading(self) -> c.Reading:
+        """What EC2 truly has just now."""
+        return c.Reading(self.world.attached(), self.node.now)
+
     def settle_truly(self, intent: IntentId, wanted: EffectIntended) -> None:
         done = self.outcomes.pop(intent, None) or self.world.perform(intent, wanted)
-        self.views.append(self.world.attached())
+        self.views.append(self.reading())
         self.ask(c.Settle(intent, done))
 
     def effect_of(self, step) -> EffectIntended:
@@ -348,7 +352,7 @@ class NodeMachine(RuleBasedStateMachine):
         done = self.outcomes.pop(intent.id, None)
         if done is None and how in ("reply", "lost"):
             done = self.world.perform(intent.id, intent.intended)
-            self.views.append(self.world.attached())
+            self.views.append(self.reading())
         if how.startswith("lost"):
             self.ask(c.Settle(intent.id, c.Unknown(detail="no reply")))
             assert intent.id in self.node.state.intents, "an unknown outcome keeps the intent open"
@@ -364,20 +368,24 @@ class NodeMachine(RuleBasedStateMachine):
 
     @rule(
         data=st.data(),
-        how=st.sampled_from(["true", "true", "lags", "lies about an ENI", "lies about an address"]),
+        how=st.sampled_from(["true", "true", "lags", "late", "lies about an ENI", "lies about an address"]),
     )
     def read_ec2(self, data, how):
-        enis = list(self.world.attached())
-        if how == "lags":
-            enis = list(data.draw(st.sampled_from(self.views[-4:])))
+        begun, enis = self.node.now, list(self.world.attached())
+        if how in ("lags", "late"):
+            old = data.draw(st.sampled_from(self.views[-4:]))
+            enis = list(old.enis)
+            if how == "late" and old.begun.boot_id == begun.boot_id:
+                begun = old.begun  # It was true when EC2 was asked, and the answer took long.
         elif how == "lies about an ENI":
             enis = [facts for facts in enis if facts.device == 0 or data.draw(st.booleans())]
         elif how == "lies about an address":
             enis = [
                 msgspec.structs.replace(one, cidrs=one.cidrs[data.draw(st.integers(0, 1)) :]) for one in enis
             ]
-        self.keeps_leases(c.ReadEc2(enis=tuple(enis), previous=self.previous))
-        self.previous = tuple(enis)
+        reading = c.Reading(tuple(enis), begun)
+        self.keeps_leases(c.ReadEc2(reading, self.previous))
+        self.previous = reading
 
     @rule(times=st.integers(1, 3), denies_enis=st.booleans())
     def ec2_denies_everything(self, times, denies_enis):
@@ -389,8 +397,9 @@ class NodeMachine(RuleBasedStateMachine):
                 for facts in self.world.attached()
                 if facts.device == 0 or not denies_enis
             )
-            self.keeps_leases(c.ReadEc2(enis=seen, previous=self.previous))
-            self.previous = seen
+            reading = c.Reading(seen, self.node.now)
+            self.keeps_leases(c.ReadEc2(reading, self.previous))
+            self.previous = reading
 
     @rule()
     def adopt_left_behind(self):
@@ -511,7 +520,9 @@ class NodeMachine(RuleBasedStateMachine):
         node.unwire_all()
         for _ in range(4):
             self.wait(100.0)
-            self.keeps_leases(c.ReadEc2(enis=self.world.attached(), previous=self.world.attached()))
+            before = self.reading()
+            self.wait(5.0)
+            self.keeps_leases(c.ReadEc2(self.reading(), before))
         books = {eni: set(held.cidrs) for eni, held in node.state.enis.items() if held.phase == "attached"}
         assert books == {facts.id: set(facts.cidrs) for facts in self.world.attached()}
 

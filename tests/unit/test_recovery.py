@@ -478,7 +478,7 @@ def with_enis(node: Node, *facts) -> Node:
     from tests.unit.projections.node import instance
 
     node.ask(c.ObserveInstance(instance()))
-    node.ask(c.ReadEc2(enis=tuple(facts), previous=None))
+    node.read(*facts, is_second=False)
     node.ready(*(one.id for one in facts))
     return node
 
@@ -809,7 +809,7 @@ def test_where_the_kernel_is_against_the_books_ec2_says_which_eni_has_the_addres
     (held,) = node.state.leases.values()
     assert (held.bindings[0].eni, held.bindings[0].table) == (eni, table)
     assert bool(node.state.enis[EniId("eni-1")].cidrs[Cidr("10.0.1.10/32")].suspected) is not bool(eni)
-    node.ask(c.ReadEc2(enis=enis, previous=enis))
+    node.read(*enis)
     assert (held.bindings[0].eni, held.bindings[0].table) == ("eni-1", 2)
 
 

@@ -64,6 +64,7 @@ def enis_view(state: State, now: Stamp, cooldown_s: float) -> list[dict[str, Any
     """ENIs by device, each with its addresses counted."""
     slots = state.limits.ipv4_per_eni - 1 if state.limits else 0
     views = {view.id: view for view in views_of(state, now, cooldown_s, slots)}
+    under_removal = state.enis_under_removal()
     rows = []
     for held in sorted(
         state.enis.values(), key=lambda held: (held.phase != "attached", held.card, held.device)
@@ -82,13 +83,13 @@ def enis_view(state: State, now: Stamp, cooldown_s: float) -> list[dict[str, Any
                 "table": held.table,
                 "phase": "retiring" if held.is_retiring else held.phase,
                 "managed": held.managed,
-                "usable": is_usable(held),
+                "usable": is_usable(held, under_removal),
                 "link": held.ifname if held.is_link_ready else "",
                 "suspected": held.suspected,
                 "owned": owned,
                 "assigned": held.lease_count,
                 "resting": resting,
-                "free": max(0, owned - held.lease_count - resting) if is_usable(held) else 0,
+                "free": max(0, owned - held.lease_count - resting) if is_usable(held, under_removal) else 0,
                 "slots": slots,
                 "doing": sorted(intent.intended.kind for intent in state.intents_on(held.facts.id)),
                 "cidrs": sorted(held.cidrs),

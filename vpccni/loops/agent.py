@@ -128,6 +128,7 @@ class Agent:
             imds=ports.imds,
             ec2=ports.ec2,
             kubernetes=ports.kubernetes,
+            clock=ports.clock,
             readiness=self.readiness,
             max_pods=settings.max_pods,
             cleans_up=not settings.disable_leaked_eni_cleanup,

@@ -23,8 +23,9 @@ from vpccni.loops.write import Writer
 from vpccni.model import Cidr, EniFacts, InstanceId
 from vpccni.planner import commands as c
 from vpccni.planner.capacity import capacity_of
+from vpccni.planner.reconcile import is_outdated
 from vpccni.planner.view import is_leased, is_unread
-from vpccni.ports import Ec2, Imds, KubernetesNode
+from vpccni.ports import Clock, Ec2, Imds, KubernetesNode
 
 _log = structlog.get_logger("reconcile")
 
@@ -53,6 +54,7 @@ class Reconcile:
         imds: Imds,
         ec2: Callable[[], Awaitable[Ec2]],
         kubernetes: Callable[[], Awaitable[KubernetesNode | None]],
+        clock: Clock,
         readiness: Readiness,
         max_pods: int,
         cleans_up: bool,
@@ -64,6 +66,7 @@ class Reconcile:
         self._imds = imds
         self._ec2 = ec2
         self._kubernetes = kubernetes
+        self._clock = clock
         self._readiness = readiness
         self._max_pods = max_pods
         self._cleans_up = cleans_up
@@ -71,7 +74,7 @@ class Reconcile:
         self._on_identity = on_identity
         self._wait_searched = wait_searched
         self._named: tuple[InstanceId, int] = (InstanceId(""), 0)
-        self._previous: tuple[EniFacts, ...] | None = None
+        self._previous: c.Reading | None = None
         self._vpc_cidrs: tuple[Cidr, ...] = ()
         self._vpc_due = 0.0
         self._wake = asyncio.Event()
@@ -266,6 +269,7 @@ class Reconcile:
             if state.instance is None:
                 raise TransientError(Reason.NODE_NOT_INITIALIZED)
             ec2 = await self._ec2()
+            begun = self._clock.now()
             enis = await self._with_subnets(await ec2.describe_attached(state.instance.id))
             self.ec2_seen_at = asyncio.get_running_loop().time()
             # The search of a node doubts every address that the log had before it; these are read just now.
@@ -274,13 +278,15 @@ class Reconcile:
             if not any(facts.device == 0 for facts in enis):
                 raise TransientError(Reason.EC2_REFUSED, "EC2 does not list the primary ENI")
             believed = await self._as_imds_lists(enis) if was_empty else enis
-            await self._writer.submit(c.ReadEc2(enis=believed, previous=self._previous))
-            self._previous = enis
+            await self._writer.submit(c.ReadEc2(c.Reading(believed, begun), self._previous))
+            self._previous = c.Reading(enis, begun)
             if was_empty:
                 self._is_doubted = True  # It is asked again at the next look.
                 break
             if not self._differs(enis):
                 break
+            # Asked again at the next look, too, if calls of ours have overtaken this one.
+            self._is_doubted |= any(is_outdated(self._writer.state, facts.id, begun) for facts in enis)
             await asyncio.sleep(SECOND_READING_S)
         await self._on_identity()
 

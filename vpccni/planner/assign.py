@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Final
 
 from vpccni.model import (
@@ -10,6 +10,7 @@ from vpccni.model import (
     Address,
     Binding,
     Cidr,
+    EniId,
     Stamp,
     address_at,
     address_number,
@@ -22,14 +23,19 @@ _EXPANDED_MAX: Final = 16
 """A /28 is walked whole; a larger CIDR is walked from its start until a free address is found."""
 
 
-def is_usable(held: Eni) -> bool:
-    """Whether new sandboxes may be put on an ENI."""
+def is_usable(held: Eni, under_removal: Container[EniId]) -> bool:
+    """Whether new sandboxes may be put on an ENI.
+
+    Args:
+        held: Any ENI in the books.
+        under_removal: What ``State.enis_under_removal`` tells: asked once for all ENIs.
+    """
     return (
         held.managed
         and held.card == POOL_CARD
         and held.phase == "attached"
         and held.is_link_ready
-        and not held.is_retiring
+        and held.facts.id not in under_removal
         and not held.suspected
         and held.facts.type in ("interface", "efa")
     )
@@ -52,7 +58,8 @@ def choose_address(state: State, now: Stamp, cooldown_s: float) -> Binding | Non
     Deterministic: the same state and clocks give the same address.
     """
     under_release = state.cidrs_under_release()
-    usable = [held for held in state.enis.values() if is_usable(held)]
+    under_removal = state.enis_under_removal()
+    usable = [held for held in state.enis.values() if is_usable(held, under_removal)]
     usable.sort(key=lambda held: (-held.lease_count, held.card, held.device, held.facts.id))
     is_inheriting = state.inherited_s(now, cooldown_s) > 0
     for held in usable:

@@ -22,6 +22,7 @@ from vpccni.model import (
     LeaseId,
     PodRef,
     SandboxKey,
+    Stamp,
 )
 from vpccni.planner.warm_pool import Constraints, PoolPolicy
 
@@ -208,16 +209,26 @@ class Settle(msgspec.Struct, frozen=True):
     outcome: Outcome
 
 
-class ReadEc2(msgspec.Struct, frozen=True, kw_only=True):
-    """A Describe of every ENI that EC2 says is attached to this machine.
+class Reading(msgspec.Struct, frozen=True):
+    """What EC2 listed as attached to this machine.
 
     Attributes:
-        previous: The reading before it in this process, at least some seconds older: what is new to the
-            books is believed when two readings agree.
+        begun: When it was asked, which is the latest time that the answer can be about.
     """
 
     enis: tuple[EniFacts, ...]
-    previous: tuple[EniFacts, ...] | None
+    begun: Stamp
+
+
+class ReadEc2(msgspec.Struct, frozen=True):
+    """A Describe of every ENI that EC2 says is attached to this machine.
+
+    Attributes:
+        previous: The reading before it in this process; what is new to the books is believed when two agree.
+    """
+
+    reading: Reading
+    previous: Reading | None
 
 
 class AdoptLeftBehind(msgspec.Struct, frozen=True):

@@ -71,7 +71,7 @@ def decide(state: State, command: c.Command, now: Stamp, context: c.Context) -> 
         case c.Note():
             return c.Decision(tuple((event, 0) for event in command.events))
         case c.AdoptLeftBehind():
-            return c.Decision(adopt_left_behind(state, command.enis))
+            return c.Decision(adopt_left_behind(state, command.enis, now))
         case c.NoteLinks():
             return decide_machine.note_links(state, command)
         case c.StartAgent():

@@ -111,10 +111,11 @@ def _wait_or_refuse(state: State, now: Stamp, context: c.Context, request: tuple
 
 def _unread(state: State) -> int:
     """How many addresses the next reading of EC2 may bring back."""
+    under_removal = state.enis_under_removal()
     return sum(
         unleased(state, cidr)
         for held in state.enis.values()
-        if is_usable(held)
+        if is_usable(held, under_removal)
         for cidr in held.cidrs
         if is_unread(held, cidr)
     )
@@ -126,13 +127,13 @@ def _resting_soon(state: State, now: Stamp, context: c.Context) -> int:
     A rest is remembered long after its end, and also on an ENI that serves nobody any more: neither is worth
     waiting for.
     """
-    under_release = state.cidrs_under_release()
+    under_release, under_removal = state.cidrs_under_release(), state.enis_under_removal()
     inherited = 0
     if 0 < state.inherited_s(now, context.cooldown_s) < context.add_wait_s:
         inherited = sum(
             unleased(state, cidr)
             for held in state.enis.values()
-            if is_usable(held)
+            if is_usable(held, under_removal)
             for cidr, owned in held.cidrs.items()
             if state.is_inherited(owned) and not owned.suspected and cidr not in under_release
         )
@@ -141,7 +142,7 @@ def _resting_soon(state: State, now: Stamp, context: c.Context) -> int:
             one for one, owned in held.cidrs.items() if not owned.suspected and one not in under_release
         }
         for held in state.enis.values()
-        if is_usable(held)
+        if is_usable(held, under_removal)
     }
     prefixes = {eni: [one for one in cidrs if cidr_size(one) > 1] for eni, cidrs in usable.items()}
     return inherited + sum(

@@ -2,7 +2,8 @@
 
 An acknowledged ADD without DEL is believed over EC2's reply to our own call, that over Describe, and that
 over IMDS. So Describe can teach us ENIs and addresses and can raise a suspicion; it never ends a lease.
-What is new to the books, or missing from Describe, counts only when two readings agree: Describe may lag.
+What is new to the books, or missing from Describe, counts only when two readings agree: Describe may lag. They are
+begun some seconds apart and no more than two minutes, and both after our own last call that changed the ENI.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Final
 import msgspec
 
 from vpccni.events import address, eni
+from vpccni.events.codec import Record
 from vpccni.model import POOL_CARD, Cidr, EniFacts, EniId, Stamp, route_table_of
 from vpccni.planner.commands import Caused, ReadEc2
 from vpccni.planner.view import SIDE_KINDS, is_cidr_rested, is_leased
@@ -26,6 +28,10 @@ SETTLING_S: Final = 60.0
 Describe still lists what we gave back: it may be another node's by now."""
 
 READINGS_TO_BELIEVE: Final = 2
+READINGS_APART_S_MIN: Final = 3.0
+"""Describe has been seen to lag a second or two: what is asked sooner may be the same old answer."""
+READINGS_APART_S_MAX: Final = 120.0
+"""Two readings that are half an hour apart are two single ones: anything may have been listed between them."""
 
 
 def is_managed(facts: EniFacts, instance: str, manages_untagged: bool) -> bool:
@@ -53,11 +59,14 @@ def compare_with_ec2(
     if state.instance is None:
         return ()
     events: list[Caused] = []
-    described = {facts.id: facts for facts in command.enis}
-    before = {facts.id: facts for facts in command.previous or ()}
+    begun = command.reading.begun
+    described = {facts.id: facts for facts in command.reading.enis}
+    before = _agreeing(state, command)
     is_first = not state.enis
-    for facts in command.enis:
+    for facts in command.reading.enis:
         held = state.enis.get(facts.id)
+        if is_outdated(state, facts.id, begun):
+            continue
         if held is not None:
             events += _facts_again(held, facts)
         if {intent.intended.kind for intent in state.intents_on(facts.id)} - SIDE_KINDS:
@@ -66,11 +75,50 @@ def compare_with_ec2(
             if is_first or facts.id in before:
                 events += _adopt(facts, is_managed(facts, state.instance.id, manages_untagged))
         else:
-            events += _compare_known(state, held, facts, before.get(facts.id), now, cooldown_s)
+            events += _compare_known(state, held, facts, before.get(facts.id), begun, now, cooldown_s)
     for held in list(state.enis.values()):
-        if held.facts.id not in described and held.phase == "attached":
-            events += _missing_eni(state, held, now, cooldown_s)
+        is_missing = held.facts.id not in described and held.phase == "attached"
+        if is_missing and not is_outdated(state, held.facts.id, begun):
+            events += _missing_eni(state, held, begun, now, cooldown_s)
     return tuple(events)
+
+
+def is_outdated(state: State, eni_id: EniId, begun: Stamp) -> bool:
+    """Whether a reading says nothing of an ENI: it was begun before our own last call about it had its outcome."""
+    held, deleted = state.enis.get(eni_id), state.deleted.get(eni_id)
+    if held is None:
+        # Describe lags: what we have deleted is listed for a while.
+        return deleted is not None and state.elapsed_s(deleted, begun) < SETTLING_S
+    changed = held.records.get("effect")
+    return changed is not None and _is_before(begun, changed.stamp)
+
+
+def _is_before(begun: Stamp, said: Stamp) -> bool:
+    return begun.boot_id == said.boot_id and begun.boottime_ns <= said.boottime_ns
+
+
+def _agreeing(state: State, command: ReadEc2) -> dict[EniId, EniFacts]:
+    """What the reading before this one listed, as far as it counts as another one."""
+    previous = command.previous
+    if previous is None:
+        return {}
+    apart_s = state.elapsed_s(previous.begun, command.reading.begun)
+    if not READINGS_APART_S_MIN <= apart_s <= READINGS_APART_S_MAX:
+        return {}
+    return {facts.id: facts for facts in previous.enis if not is_outdated(state, facts.id, previous.begun)}
+
+
+def _readings(state: State, so_far: int, said: Record | None, begun: Stamp) -> int:
+    """How many readings in a row lack something, this one included; 0 if it comes too soon to be another one.
+
+    A search of the node counts as a reading, whenever it was.
+    """
+    if said is None or getattr(said.event, "source", "") != "ec2":
+        return so_far + 1
+    apart_s = state.elapsed_s(said.stamp, begun)
+    if apart_s < READINGS_APART_S_MIN:
+        return 0
+    return 1 if so_far < READINGS_TO_BELIEVE and apart_s > READINGS_APART_S_MAX else so_far + 1
 
 
 def _bare(facts: EniFacts) -> EniFacts:
@@ -105,7 +153,13 @@ def _facts_again(held: Eni, facts: EniFacts) -> list[Caused]:
 
 
 def _compare_known(
-    state: State, held: Eni, facts: EniFacts, before: EniFacts | None, now: Stamp, cooldown_s: float
+    state: State,
+    held: Eni,
+    facts: EniFacts,
+    before: EniFacts | None,
+    begun: Stamp,
+    now: Stamp,
+    cooldown_s: float,
 ) -> list[Caused]:
     events: list[Caused] = []
     if held.phase == "detached":
@@ -129,7 +183,7 @@ def _compare_known(
     fresh = tuple(
         cidr
         for cidr in facts.cidrs
-        if cidr not in held.cidrs and cidr in believed and not _left_lately(state, held, cidr, now)
+        if cidr not in held.cidrs and cidr in believed and not _left_lately(state, held, cidr, begun)
     )
     if fresh:
         events.append((address.CidrsOwned(eni=facts.id, cidrs=fresh, source="describe"), 0))
@@ -138,11 +192,11 @@ def _compare_known(
         if cidr in facts.cidrs:
             if owned.suspected:
                 events.append((address.CidrCleared(eni=facts.id, cidr=cidr, source="ec2"), 0))
-        elif _is_described(owned) or state.elapsed_s(owned.record.stamp, now) >= SETTLING_S:
-            readings = owned.suspected + 1
+        elif _is_described(owned) or state.elapsed_s(owned.record.stamp, begun) >= SETTLING_S:
+            readings = _readings(state, owned.suspected, held.records.get(f"suspected:{cidr}"), begun)
             if readings >= READINGS_TO_BELIEVE and is_cidr_rested(state, cidr, now, cooldown_s):
                 released.append(cidr)
-            elif readings <= READINGS_TO_BELIEVE:
+            elif 0 < readings <= READINGS_TO_BELIEVE:
                 events.append(
                     (address.CidrSuspected(eni=facts.id, cidr=cidr, source="ec2", readings=readings), 0)
                 )
@@ -168,31 +222,31 @@ def _is_described(owned: OwnedCidr) -> bool:
     return isinstance(event, address.CidrsOwned) and event.source == "describe"
 
 
-def _left_lately(state: State, held: Eni, cidr: Cidr, now: Stamp) -> bool:
+def _left_lately(state: State, held: Eni, cidr: Cidr, begun: Stamp) -> bool:
     """Whether EC2 took a CIDR away so shortly ago that a reading which lists it is old."""
     said = held.released.get(cidr)
-    return said is not None and state.elapsed_s(said.stamp, now) < SETTLING_S
+    return said is not None and state.elapsed_s(said.stamp, begun) < SETTLING_S
 
 
-def _missing_eni(state: State, held: Eni, now: Stamp, cooldown_s: float) -> list[Caused]:
+def _missing_eni(state: State, held: Eni, begun: Stamp, now: Stamp, cooldown_s: float) -> list[Caused]:
     eni_id: EniId = held.facts.id
     # An ENI may wait long for its attach: only from then on can EC2 list it.
     attached = held.records.get("attached")
     since = held.adopted if attached is None else attached.stamp
-    if state.intents_on(eni_id) or state.elapsed_s(since, now) < SETTLING_S:
+    if state.intents_on(eni_id) or state.elapsed_s(since, begun) < SETTLING_S:
         return []
-    readings = held.suspected + 1
+    readings = _readings(state, held.suspected, held.records.get("suspected"), begun)
     is_free = not held.lease_count and all(
         is_cidr_rested(state, cidr, now, cooldown_s) for cidr in held.cidrs
     )
     if readings > READINGS_TO_BELIEVE and is_free and not held.is_primary:
         return [(eni.EniGone(eni=eni_id, source="ec2"), 0)]
-    if readings <= READINGS_TO_BELIEVE:
+    if 0 < readings <= READINGS_TO_BELIEVE:
         return [(eni.EniSuspected(eni=eni_id, source="ec2", readings=readings), 0)]
     return []
 
 
-def adopt_left_behind(state: State, enis: tuple[EniFacts, ...]) -> tuple[Caused, ...]:
+def adopt_left_behind(state: State, enis: tuple[EniFacts, ...], now: Stamp) -> tuple[Caused, ...]:
     """Unattached ENIs of ours that the books do not hold: taken in only to be deleted.
 
     None while a create is open: it may be the very one that the create made. Nor one with an address that was found
@@ -205,6 +259,7 @@ def adopt_left_behind(state: State, enis: tuple[EniFacts, ...]) -> tuple[Caused,
         (eni.EniAdopted(facts=facts, managed=True, origin="left_behind"), 0)
         for facts in enis
         if facts.id not in state.enis
+        and not is_outdated(state, facts.id, now)
         and not facts.attachment
         and not any(is_leased(state, cidr) for cidr in facts.cidrs)
     )

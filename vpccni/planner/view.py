@@ -103,9 +103,9 @@ def _used_in(state: State, cidr: Cidr) -> Sequence[Address]:
 
 def views_of(state: State, now: Stamp, cooldown_s: float, slots: int) -> list[EniView]:
     """One view a managed ENI of the pool's card in the books; and one for each ENI being created."""
-    under_release = state.cidrs_under_release()
+    under_release, under_removal = state.cidrs_under_release(), state.enis_under_removal()
     views = [
-        _view(state, held, under_release, now, cooldown_s, slots)
+        _view(state, held, under_release, under_removal, now, cooldown_s, slots)
         for held in state.enis.values()
         if held.managed and held.card == POOL_CARD and held.origin != "left_behind"
     ]
@@ -143,7 +143,13 @@ def without_link_s(state: State, held: Eni, now: Stamp) -> float:
 
 
 def _view(
-    state: State, held: Eni, under_release: set[Cidr], now: Stamp, cooldown_s: float, slots: int
+    state: State,
+    held: Eni,
+    under_release: set[Cidr],
+    under_removal: set[EniId],
+    now: Stamp,
+    cooldown_s: float,
+    slots: int,
 ) -> EniView:
     resting = soon = blocked = releasing = 0
     inherited_s = state.inherited_s(now, cooldown_s)
@@ -170,7 +176,7 @@ def _view(
             elif rest.is_standing:
                 blocked += 1
     busy = busy_with(state, held)
-    usable = is_usable(held) and "detach" not in busy
+    usable = is_usable(held, under_removal)
     is_coming = (
         not usable
         and not held.is_retiring

@@ -36,6 +36,7 @@ class Eni(msgspec.Struct, kw_only=True):
         lease_count: Open leases on it.
         released: CIDRs that left it lately, by the record that said so: a Describe that lags still lists them.
         adopted: When it came.
+        records: The newest of each kind that says how it is; ``effect`` is our last call about it that was confirmed.
     """
 
     facts: EniFacts

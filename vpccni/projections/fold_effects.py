@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 from vpccni.events import effect
 from vpccni.events.codec import Record
 from vpccni.events.effect import DELETE_ON_TERMINATION
-from vpccni.model import IntentId
+from vpccni.model import EniId, IntentId
 from vpccni.projections.enis import Intent
+from vpccni.projections.rest import is_recent
 
 if TYPE_CHECKING:
     from vpccni.projections.state import State
@@ -28,9 +29,21 @@ def _effect_intended(state: State, record: Record, event: effect.EffectIntended)
 def _effect_confirmed(state: State, record: Record, event: effect.EffectConfirmed) -> None:
     _close_intent(state, event.intent)
     held = state.enis.get(event.eni)
-    if held is not None and event.kind == "modify" and event.attribute == DELETE_ON_TERMINATION:
-        held.is_kept_safe = True
-        held.records["modify"] = record
+    if held is not None:
+        held.records["effect"] = record
+        if event.kind == "modify" and event.attribute == DELETE_ON_TERMINATION:
+            held.is_kept_safe = True
+            held.records["modify"] = record
+    if event.kind == "delete":
+        _note_deleted(state, record, event.eni)
+
+
+def _note_deleted(state: State, record: Record, eni_id: EniId) -> None:
+    state.deleted[eni_id] = record.stamp
+    state.latest[f"deleted:{eni_id}"] = record
+    for known, said in list(state.deleted.items()):
+        if not is_recent(said, record.stamp):
+            del state.deleted[known], state.latest[f"deleted:{known}"]
 
 
 def _effect_failed(state: State, record: Record, event: effect.EffectFailed) -> None:

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 from vpccni.errors import InvariantBrokenError
 from vpccni.events import address, eni
 from vpccni.events.codec import Record
-from vpccni.model import Address, Cidr, EniId, Stamp, is_inside, route_table_of
+from vpccni.model import Address, Cidr, EniId, is_inside, route_table_of
 from vpccni.projections.enis import Eni, OwnedCidr
+from vpccni.projections.rest import is_recent
 
 if TYPE_CHECKING:
     from vpccni.projections.state import State
-
-_RELEASES_KEPT_NS = 120 * 10**9
-"""A release is remembered for as long as a Describe may lag, twice over."""
 
 
 def _eni_adopted(state: State, record: Record, event: eni.EniAdopted) -> None:
@@ -34,6 +32,7 @@ def _eni_adopted(state: State, record: Record, event: eni.EniAdopted) -> None:
         is_link_ready=before.is_link_ready if before else False,
         ifname=before.ifname if before else "",
         ifindex=before.ifindex if before else 0,
+        is_retiring=before.is_retiring if before else False,
         is_kept_safe=bool(facts.delete_on_termination) or (before is not None and before.is_kept_safe),
         eni_config=event.eni_config,
         lease_count=before.lease_count if before else _leases_on(state, facts.id),
@@ -123,7 +122,7 @@ def _cidrs_released(state: State, record: Record, event: address.CidrsReleased) 
         if event.source != "describe":
             held.released[cidr] = record
     held.released = {
-        cidr: said for cidr, said in held.released.items() if _is_recent(said.stamp, record.stamp)
+        cidr: said for cidr, said in held.released.items() if is_recent(said.stamp, record.stamp)
     }
 
 
@@ -175,10 +174,6 @@ def _forget_rests(state: State, cidr: Cidr) -> None:
         rest = state.rests.pop(rested)
         if not any(state.rests.get(binding.address) is rest for binding in rest.bindings):
             state.standing.pop(rest.lease, None)
-
-
-def _is_recent(then: Stamp, now: Stamp) -> bool:
-    return then.boot_id == now.boot_id and now.boottime_ns - then.boottime_ns < _RELEASES_KEPT_NS
 
 
 FOLDS: Final[dict[type, Callable[[State, Record, Any], None]]] = {

@@ -14,6 +14,15 @@ _PLAUSIBLE_NS: Final = 24 * 3600 * 10**9
 The full rest is then counted from the new start, which costs no more than one cooldown."""
 
 
+_LAG_KEPT_NS: Final = 120 * 10**9
+"""What we gave back is remembered for as long as a Describe may lag, twice over."""
+
+
+def is_recent(then: Stamp, now: Stamp) -> bool:
+    """Whether a Describe that is asked now may still show what was before."""
+    return then.boot_id == now.boot_id and now.boottime_ns - then.boottime_ns < _LAG_KEPT_NS
+
+
 class BootMark(msgspec.Struct, frozen=True):
     """The end of a boot: its last event, and the first event of the boot after it."""
 

@@ -109,12 +109,14 @@ def picture(state: State) -> dict[str, Any]:
                 "lease_count": held.lease_count,
                 "adopted": _plain(held.adopted),
                 "released": {cidr: record.seq for cidr, record in sorted(held.released.items())},
+                "effect": record.seq if (record := held.records.get("effect")) else 0,
                 "cidrs": {
                     cidr: [owned.record.seq, owned.suspected] for cidr, owned in sorted(held.cidrs.items())
                 },
             }
             for key, held in sorted(state.enis.items())
         },
+        "deleted": {key: _plain(stamp) for key, stamp in sorted(state.deleted.items())},
         "leases": {
             str(key): {
                 "key": _plain(lease.key),

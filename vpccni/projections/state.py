@@ -60,6 +60,7 @@ class State:
         self.broken: node.InvariantBroken | None = None
         self.boots: dict[str, BootMark] = {}
         self.enis: dict[EniId, Eni] = {}
+        self.deleted: dict[EniId, Stamp] = {}
         self.leases: dict[LeaseId, Lease] = {}
         self.unlocated: dict[LeaseId, None] = {}
         self.by_key: dict[SandboxKey, LeaseId] = {}
@@ -136,6 +137,14 @@ class State:
     def primary_eni(self) -> Eni | None:
         """Device 0 of card 0, if it is in the books."""
         return next((held for held in self.enis.values() if held.is_primary), None)
+
+    def enis_under_removal(self) -> set[EniId]:
+        """ENIs that an open intent detaches or deletes: no new pod is put on them."""
+        return {
+            intent.intended.eni
+            for intent in self.intents.values()
+            if intent.intended.kind in ("detach", "delete")
+        }
 
     def cidrs_under_release(self) -> set[Cidr]:
         """CIDRs that an open unassign intent covers: nothing is assigned out of them."""

@@ -119,6 +119,42 @@ def test_an_eni_missing_from_one_describe_stays_with_its_leases():
     run_virtual(scenario())
 
 
+def test_an_eni_that_we_deleted_meanwhile_does_not_come_back_with_an_answer_that_took_long():
+    """1. EC2 lists an ENI.  2. It is asked again.  3. The ENI is deleted.  4. The second answer lists it."""
+
+    async def scenario():
+        rig = await Rig("m5.xlarge").up(settle_s=0)
+        for number in range(16):
+            await rig.add(f"pod-{number}")
+        await asyncio.sleep(2 * MINUTE)
+        before = set(rig.state.enis)
+        ec2 = await rig.live.reconcile._ec2()
+        describe, is_slow = ec2.describe_attached, [False]
+
+        async def slowly(instance):
+            listed = await describe(instance)
+            await asyncio.sleep(100 if is_slow[0] else 0)
+            return listed
+
+        ec2.describe_attached = slowly
+        rig.live.reconcile.compare_soon()
+        await asyncio.sleep(10)
+        is_slow[0] = True
+        rig.live.reconcile.compare_soon()
+        for number in range(16):
+            await rig.cni("DEL", f"pod-{number}")
+            rig.kernel.remove_netns(f"/run/netns/pod-{number}")
+        await asyncio.sleep(99)
+        (gone,) = before - set(rig.state.enis)
+        is_slow[0] = False
+        await asyncio.sleep(5)
+        assert gone not in rig.state.enis
+        assert rig.kinds().count("eni_adopted") == 3
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
 def test_an_eni_that_describe_never_shows_again_keeps_its_leases_and_serves_nobody_new():
     async def scenario():
         rig = await Rig("m5.xlarge").up(settle_s=0)

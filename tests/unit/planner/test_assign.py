@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.projections.node import COOLDOWN_S, Node, eni_facts
+from vpccni.errors import Reason
 from vpccni.events import address, eni
 from vpccni.events.effect import EffectIntended
 from vpccni.model import Cidr, EniId
+from vpccni.planner import commands as c
 from vpccni.planner.assign import addresses_in, choose_address
 
 ONE, ZERO = EniId("eni-1"), EniId("eni-0")
@@ -39,6 +41,20 @@ def test_the_fullest_eni_is_filled_first_so_that_another_may_become_empty():
     node.end_pod("a")
     node.end_pod("b")
     assert chosen(node) == "10.0.1.21"
+
+
+def test_no_pod_is_put_on_an_eni_that_is_being_detached_also_when_ec2_tells_of_it_again():
+    """A bug: a reading that told the subnet's CIDR at last, or other groups, made an ENI under detach usable."""
+    node = node_with(eni_facts(0), eni_facts(1, 20))
+    detach = node.intend(kind="detach", eni=ONE)
+    assert isinstance(detach, c.Decision)
+    assert chosen(node) is None
+    node.append(eni.EniAdopted(facts=eni_facts(1), managed=True, origin="found", table=2))
+    assert chosen(node) is None
+    assert node.state.enis[ONE].is_retiring
+    assert choose_address(node.restored(), node.now, COOLDOWN_S) is None
+    node.settle(detach.intent, c.Failed(reason=Reason.EC2_REFUSED))
+    assert chosen(node) == "10.0.1.20"
 
 
 def test_an_address_that_was_never_used_comes_before_one_that_rested():

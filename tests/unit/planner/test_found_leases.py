@@ -44,7 +44,7 @@ def intended(node: Node, **fields) -> IntentId:
 
 
 def read(node: Node, *enis) -> c.Answer:
-    return node.ask(c.ReadEc2(enis=enis, previous=enis))
+    return node.read(*enis)
 
 
 def test_after_another_agent_no_address_is_assigned_before_ec2_lists_it():
@@ -292,9 +292,9 @@ def test_a_del_finds_a_lease_of_a_damaged_row_by_its_container_id():
 def test_an_address_that_describe_no_longer_lists_is_not_assigned():
     """1. The log is lost just after addresses were given back. 2. The first reading of EC2 is older than that."""
     node = Node(enis_max=4).start()
-    node.ask(c.ReadEc2(enis=(eni_facts(0, 10),), previous=None))
+    node.read(eni_facts(0, 10), is_second=False)
     node.ready("eni-0")
     node.wait(15)
-    node.ask(c.ReadEc2(enis=(eni_facts(0),), previous=(eni_facts(0, 10),)))
+    node.read(eni_facts(0), previous=(eni_facts(0, 10),))
     assert suspected(node) == {"10.0.0.10/32"}
     assert isinstance(node.add("web"), c.Park)

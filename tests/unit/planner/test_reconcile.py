@@ -8,9 +8,15 @@ import pytest
 from tests.unit.projections.node import COOLDOWN_S, Node, eni_facts
 from vpccni.events import address, eni, sandbox
 from vpccni.events.codec import Event
-from vpccni.model import Address, Binding, Cidr, EniFacts, EniId, PodRef, SandboxKey
+from vpccni.model import Address, Binding, Cidr, EniFacts, EniId, PodRef, SandboxKey, Stamp
 from vpccni.planner import commands as c
-from vpccni.planner.reconcile import NO_MANAGE_TAG, SETTLING_S, is_managed
+from vpccni.planner.reconcile import (
+    NO_MANAGE_TAG,
+    READINGS_APART_S_MAX,
+    READINGS_APART_S_MIN,
+    SETTLING_S,
+    is_managed,
+)
 
 ZERO, ONE = EniId("eni-0"), EniId("eni-1")
 TEN, ELEVEN = Cidr("10.0.0.10/32"), Cidr("10.0.0.11/32")
@@ -19,7 +25,7 @@ BOTH = (eni_facts(0, 10, 11), eni_facts(1, 20))
 
 def read(node: Node, *enis: EniFacts, previous: tuple[EniFacts, ...] | None = None) -> list[Event]:
     """One reading; its previous one said the same, if not told otherwise."""
-    answer = node.ask(c.ReadEc2(enis=enis, previous=enis if previous is None else previous))
+    answer = node.read(*enis, previous=previous)
     assert isinstance(answer, c.Decision)
     return [event for event, _ in answer.events]
 
@@ -231,6 +237,100 @@ def test_the_primary_eni_is_never_gone(node):
 def test_a_detached_eni_is_not_missed(node):
     node.append(eni.EniDetached(eni=ONE))
     assert read(node, BOTH[0]) == []
+
+
+# -- when a reading was begun -----------------------------------------------------------------------
+
+
+def read_begun(node: Node, begun: Stamp, *enis: EniFacts, previous: c.Reading | None = None) -> list[Event]:
+    answer = node.ask(c.ReadEc2(c.Reading(enis, begun), previous))
+    assert isinstance(answer, c.Decision)
+    return [event for event, _ in answer.events]
+
+
+def test_a_reading_that_is_older_than_our_last_call_says_nothing_of_that_eni(node):
+    """1. EC2 is asked.  2. A call of ours changes eni-1.  3. The answer comes, and lacks an address of both ENIs."""
+    begun = node.now
+    node.wait(10)
+    intent = node.intend(kind="assign", eni=ONE, count=1).intent
+    node.settle(intent, c.Confirmed(cidrs=(Cidr("10.0.1.21/32"),)))
+    node.wait(2 * SETTLING_S)
+    found = read_begun(node, begun, eni_facts(0, 11), eni_facts(1))
+    assert found == [address.CidrSuspected(eni=ZERO, cidr=TEN, source="ec2", readings=1)]
+
+
+def test_a_call_of_another_boot_makes_no_reading_old(node):
+    intent = node.intend(kind="assign", eni=ONE, count=1).intent
+    node.settle(intent, c.Confirmed(cidrs=(Cidr("10.0.1.21/32"),)))
+    node.boot("boot-2")
+    node.wait(2 * SETTLING_S)
+    assert [type(event) for event in read(node, eni_facts(0, 10, 11), eni_facts(1, 20))] == [
+        address.CidrSuspected
+    ]
+
+
+def test_of_two_readings_that_agree_none_is_older_than_our_last_call(node):
+    """1. eni-1 is listed with an address.  2. We give it back.  3. An EC2 that lags for minutes lists it again."""
+    more = eni_facts(1, 20, 21)
+    node.append(address.CidrsOwned(eni=ONE, cidrs=(Cidr("10.0.1.21/32"),), source="reply"))
+    before = c.Reading((BOTH[0], more), node.now)
+    intent = node.intend(kind="unassign", eni=ONE, cidrs=(Cidr("10.0.1.21/32"),)).intent
+    node.settle(intent, c.Confirmed())
+    node.wait(SETTLING_S + 1)
+    assert read_begun(node, node.now, BOTH[0], more, previous=before) == []
+    before = c.Reading((BOTH[0], more), node.now)
+    node.wait(READINGS_APART_S_MIN)
+    (event,) = read_begun(node, node.now, BOTH[0], more, previous=before)
+    assert isinstance(event, address.CidrsOwned), "somebody has given it to us again"
+
+
+@pytest.mark.parametrize("apart_s", [READINGS_APART_S_MIN - 0.1, READINGS_APART_S_MAX + 0.1])
+def test_two_readings_that_are_too_near_or_half_an_hour_apart_do_not_make_news(node, apart_s):
+    new = (*BOTH, eni_facts(2, 30))
+    before = c.Reading(new, node.now)
+    node.wait(apart_s)
+    assert read_begun(node, node.now, *new, previous=before) == []
+
+
+@pytest.mark.parametrize("what", ["address", "eni"])
+def test_two_readings_that_are_half_an_hour_apart_are_not_two_in_a_row(node, what):
+    lacking = (eni_facts(0, 11), BOTH[1]) if what == "address" else (BOTH[0],)
+
+    def readings() -> list[int]:
+        events = read_begun(node, node.now, *lacking)
+        return [
+            event.readings for event in events if isinstance(event, address.CidrSuspected | eni.EniSuspected)
+        ]
+
+    assert readings() == [1]
+    node.wait(READINGS_APART_S_MIN / 2)
+    assert readings() == [], "hardly another reading"
+    node.wait(1800)
+    assert readings() == [1]
+    node.wait(READINGS_APART_S_MIN)
+    last = read_begun(node, node.now, *lacking)
+    assert [type(event) for event in last] == [
+        address.CidrsReleased if what == "address" else eni.EniSuspected
+    ]
+
+
+def test_an_eni_that_we_deleted_is_not_found_again_by_readings_that_are_older(node):
+    """1. EC2 is asked twice.  2. eni-1 is detached and deleted.  3. The second answer comes, as old as it is."""
+    before = c.Reading(BOTH, node.now)
+    node.wait(READINGS_APART_S_MIN)
+    begun = node.now
+    node.wait(5)
+    node.settle(node.intend(kind="detach", eni=ONE).intent, c.Confirmed())
+    assert read_begun(node, begun, *BOTH, previous=before) == [], "nor is it attached again"
+    node.settle(node.intend(kind="delete", eni=ONE).intent, c.Confirmed())
+    assert ONE not in node.state.enis
+    assert read_begun(node, begun, *BOTH, previous=before) == []
+    for state in (node.folded(), node.restored()):
+        assert state.deleted == node.state.deleted
+    answer = node.ask(c.AdoptLeftBehind((loose(1),)))
+    assert answer == c.Decision()
+    node.wait(SETTLING_S)
+    assert [type(event) for event in read(node, *BOTH)] == [eni.EniAdopted, address.CidrsOwned]
 
 
 # -- what an earlier agent left behind --------------------------------------------------------------

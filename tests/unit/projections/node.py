@@ -29,6 +29,7 @@ from vpccni.model import (
 from vpccni.planner import commands as c
 from vpccni.planner.commands import PREVIOUS
 from vpccni.planner.decide import decide
+from vpccni.planner.reconcile import READINGS_APART_S_MIN
 from vpccni.planner.warm_pool import Constraints, PoolPolicy
 from vpccni.projections.leases import Lease
 from vpccni.projections.snapshot import restore, snapshot_of
@@ -150,9 +151,19 @@ class Node:
         )
         self.ask(c.Observe(n.PolicyObserved(settings={"IP_COOLDOWN_PERIOD": "30"})))
         self.ask(c.Observe(n.MaxPodsObserved(max_pods=20, source="node")))
-        self.ask(c.ReadEc2(enis=enis, previous=None))
+        self.read(*enis, is_second=False)
         self.ready(*(facts.id for facts in enis))
         return self
+
+    def read(
+        self, *enis: EniFacts, previous: tuple[EniFacts, ...] | None = None, is_second: bool = True
+    ) -> c.Answer:
+        """EC2 lists these, and listed the same a moment ago; or ``previous``; or was not asked before."""
+        before = None
+        if is_second:
+            before = c.Reading(enis if previous is None else previous, self.now)
+            self.wait(READINGS_APART_S_MIN)
+        return self.ask(c.ReadEc2(c.Reading(enis, self.now), before))
 
     def ready(self, *enis: str) -> None:
         self.ask(c.NoteLinks(ready=tuple((EniId(eni), f"ens{eni[-1]}", 10) for eni in enis)))

@@ -85,7 +85,7 @@ def test_it_stays_short_however_long_the_node_lives():
 def test_an_eni_that_came_and_went_leaves_nothing():
     node = Node().start(eni_facts(0, 10))
     before = len(snapshot_of(node.state))
-    node.ask(c.ReadEc2(enis=(eni_facts(0, 10), eni_facts(1, 20)), previous=(eni_facts(1, 20),)))
+    node.read(eni_facts(0, 10), eni_facts(1, 20), previous=(eni_facts(1, 20),))
     node.append(eni.EniDetached(eni=EniId("eni-1")))
     node.append(eni.EniGone(eni=EniId("eni-1"), source="reply"))
     assert len(snapshot_of(node.state)) == before

@@ -178,7 +178,7 @@ def test_an_address_that_ec2_gave_to_another_eni_is_there_and_nowhere_else(node)
     1. eni-1 is deleted, the reply is lost. 2. EC2 gives its address to eni-0. 3. A pod has it there, and ends.
     4. The delete is settled: eni-1 is gone. 5. The address must still rest.
     """
-    node.ask(c.ReadEc2(enis=(eni_facts(0, 10, 11), eni_facts(1, 20)), previous=(eni_facts(1, 20),)))
+    node.read(eni_facts(0, 10, 11), eni_facts(1, 20), previous=(eni_facts(1, 20),))
     node.append(eni.EniDetached(eni=EniId("eni-1")))
     moved = Cidr("10.0.1.20/32")
     node.append(address.CidrsOwned(eni=ENI, cidrs=(moved,), source="reply"))
