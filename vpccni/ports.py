@@ -160,6 +160,9 @@ class Ec2(Protocol):
     async def describe_eni(self, eni: EniId) -> EniFacts | None:
         """``DescribeNetworkInterfaces`` of one; ``None`` when EC2 does not know it."""
 
+    async def describe_enis(self, enis: Sequence[EniId]) -> tuple[EniFacts, ...]:
+        """``DescribeNetworkInterfaces`` of several, one call; those that EC2 does not know are left out."""
+
     async def describe_left_behind(self, instance: InstanceId) -> tuple[EniFacts, ...]:
         """Unattached (``available``) ENIs whose tag ``node.k8s.amazonaws.com/instance_id`` is ours."""
 

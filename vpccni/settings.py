@@ -204,7 +204,8 @@ TABLE: Final[tuple[Setting, ...]] = (
     *_group(
         "EC2",
         Setting("EC2_PARALLEL_MAX", "ec2_parallel_max", _integer(1, 64), "8",
-                "How many EC2 calls may be under way at once; EC2 throttles an account as a whole.",
+                "How many EC2 calls may be under way at once; EC2 throttles an account as a whole. Those "
+                "that protect a new ENI from outliving its machine come on top, at most a quarter more.",
                 refuses=True),
         Setting("HTTP_TIMEOUT", "http_timeout_s", _integer(10, 3600), "10",
                 "How long one EC2 request may take; one to IMDS may take 2 s.", unit="s"),

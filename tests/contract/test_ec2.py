@@ -171,6 +171,17 @@ async def test_an_eni_that_does_not_exist_is_none(place: Place) -> None:
     assert await place.ec2.describe_eni(EniId("eni-00000000000000000")) is None
 
 
+async def test_several_enis_are_described_by_one_call_and_those_that_do_not_exist_are_left_out(
+    place: Place,
+) -> None:
+    one, other = await place.create("t-8", 1), await place.create("t-9")
+    before = place.ec2.calls["DescribeNetworkInterfaces"]
+    found = await place.ec2.describe_enis([other.id, EniId("eni-00000000000000000"), one.id])
+    assert place.ec2.calls["DescribeNetworkInterfaces"] == before + 1
+    assert {facts.id: facts.cidrs for facts in found} == {one.id: one.cidrs, other.id: ()}
+    assert await place.ec2.describe_enis([]) == ()
+
+
 async def test_attach_assign_unassign_detach_delete(place: Place) -> None:
     eni = await place.create("t-3", 1)
     attachment = await place.ec2.attach_eni(eni.id, place.instance, device=1, card=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final
 
 import msgspec
@@ -18,23 +19,29 @@ import structlog
 from vpccni.errors import OutcomeUnknownError, PermanentError, Reason, TransientError, VpccniError
 from vpccni.events.effect import DELETE_ON_TERMINATION, EffectIntended, EffectKind
 from vpccni.loops.breakers import Breakers
+from vpccni.loops.detaching import Detaching
 from vpccni.loops.write import Writer
 from vpccni.model import EniFacts, InstanceId, IntentId
 from vpccni.planner import commands as c
+from vpccni.planner.view import SIDE_KINDS
 from vpccni.ports import Ec2
 
 _log = structlog.get_logger("effects")
 
 SETTLE_PAUSE_S: Final = 2.0
 """Between two readings that must agree: EC2's Describe has been seen to lag a second or two."""
-DETACH_POLL_S: Final = 1.0
-DETACH_POLLS_MAX: Final = 40
 GROWTH_KINDS: Final = ("create", "attach", "assign")
 REPEATED_KINDS: Final = ("create", "unassign", "detach")
 """Calls that are made once more when Describe shows no trace of the first."""
 SURE_AFTER_S: Final = 60.0
 """So long after a call without a reply Describe shows what became of it, and a refusal is believed."""
 CREATED_AT_TAG: Final = "node.k8s.amazonaws.com/createdAt"
+
+
+class _Accepted(msgspec.Struct, frozen=True):
+    """EC2 has begun to detach an ENI, by its reply or as it was observed."""
+
+    how: str = "reply"
 
 
 class Effects:
@@ -60,10 +67,13 @@ class Effects:
         self._ec2 = ec2
         self._breakers = breakers
         self.may_finish = may_finish
-        # What gives back never stands in the way of growth: each has a part of the budget to itself.
+        # What gives back never stands in the way of growth: each has a part of the budget to itself. Nothing stands
+        # in the way of DeleteOnTermination: without it an ENI outlives a machine that ends now.
         shrinking = max(1, parallel_max // 4)
         self._growth = asyncio.Semaphore(max(1, parallel_max - shrinking))
         self._shrinkage = asyncio.Semaphore(shrinking)
+        self._aside = asyncio.Semaphore(shrinking)
+        self._detaching = Detaching()
         self._on_change = on_change
         self._on_refused = on_refused
         self._on_recreated = on_recreated
@@ -85,7 +95,8 @@ class Effects:
         try:
             ec2 = await self._ec2()
             async with self._budget_of(wanted.kind):
-                outcome = await self._attempt(ec2, wanted)
+                called = await self._attempt(ec2, wanted)
+            outcome = await self._wait_done(ec2, wanted, called)
             await self._writer.submit(c.Settle(intent, outcome))
             _log.info(
                 "effect",
@@ -115,8 +126,7 @@ class Effects:
             if not self.may_finish():
                 return  # Meanwhile the node has become another agent's, or its machine is in doubt.
             ec2 = await self._ec2()
-            async with self._budget_of(wanted.kind):
-                await self._settle(ec2, intent, wanted)
+            await self._settle(ec2, intent, wanted, self._budget_of(wanted.kind))
             self._breakers.ask.succeed()
         except VpccniError as error:
             self._breakers.fail("ask", error, asyncio.get_running_loop().time())
@@ -129,11 +139,13 @@ class Effects:
             self._on_change()
 
     def _budget_of(self, kind: EffectKind) -> asyncio.Semaphore:
+        if kind in SIDE_KINDS:
+            return self._aside
         return self._growth if kind in GROWTH_KINDS else self._shrinkage
 
     # -- the calls --------------------------------------------------------------------------------
 
-    async def _attempt(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
+    async def _attempt(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome | _Accepted:
         if not self.may_finish():
             # It was intended when it still might; seconds may have passed in waiting for its turn or a reading.
             raise TransientError(Reason.CANCELLED, "nothing may be changed just now; the intent stays open")
@@ -159,7 +171,7 @@ class Effects:
         self._breakers.of(wanted.kind).succeed()
         return outcome
 
-    async def _call(self, ec2: Ec2, wanted: EffectIntended) -> c.Confirmed:
+    async def _call(self, ec2: Ec2, wanted: EffectIntended) -> c.Confirmed | _Accepted:
         match wanted.kind:
             case "create":
                 return c.Confirmed(facts=await self._create(ec2, wanted))
@@ -176,7 +188,7 @@ class Effects:
                 await ec2.unassign_addresses(wanted.eni, wanted.cidrs)
             case "detach":
                 await ec2.detach_eni(wanted.attachment)
-                await self._wait_detached(ec2, wanted)
+                return _Accepted()
             case "delete":
                 await ec2.delete_eni(wanted.eni)
             case "tag":
@@ -195,18 +207,21 @@ class Effects:
             token=wanted.token,
         )
 
-    async def _wait_detached(self, ec2: Ec2, wanted: EffectIntended) -> None:
-        """A detach is accepted at once and takes seconds; only then can the ENI be deleted."""
-        for _ in range(DETACH_POLLS_MAX):
-            await asyncio.sleep(DETACH_POLL_S)
-            try:
-                facts = await ec2.describe_eni(wanted.eni)
-            except (TransientError, PermanentError) as error:
-                # Not a failed detach: an ENI on its way out must not count as attached again.
-                raise OutcomeUnknownError(error.reason, f"detach accepted, then: {error.detail}") from error
-            if facts is None or not facts.attachment:
-                return
-        raise OutcomeUnknownError(Reason.EC2_REFUSED, "the ENI is still detaching")
+    async def _wait_done(self, ec2: Ec2, wanted: EffectIntended, called: c.Outcome | _Accepted) -> c.Outcome:
+        """The outcome of a call; of a detach when it is over. Nothing of the budget is held meanwhile.
+
+        Raises:
+            OutcomeUnknownError: a detach that was observed to be under way does not end: asked again later.
+        """
+        if not isinstance(called, _Accepted):
+            return called
+        try:
+            await self._detaching.wait_detached(ec2, wanted.eni)
+        except OutcomeUnknownError as error:
+            if called.how == "observed":
+                raise
+            return c.Unknown(detail=error.detail)
+        return c.Confirmed(how=called.how)
 
     def _instance(self) -> InstanceId:
         instance = self._writer.state.instance
@@ -216,10 +231,18 @@ class Effects:
 
     # -- settling ---------------------------------------------------------------------------------
 
-    async def _settle(self, ec2: Ec2, intent: IntentId, wanted: EffectIntended) -> None:
+    async def _settle(
+        self,
+        ec2: Ec2,
+        intent: IntentId,
+        wanted: EffectIntended,
+        budget: AbstractAsyncContextManager[object] | None = None,
+    ) -> None:
         now = asyncio.get_running_loop().time()
         since = self._unsure_since.setdefault(intent, now)
-        outcome = await self._find_outcome(ec2, intent, wanted)
+        async with budget or nullcontext():
+            found = await self._find_outcome(ec2, intent, wanted)
+        outcome = await self._wait_done(ec2, wanted, found)
         if isinstance(outcome, c.Failed) and wanted.kind in REPEATED_KINDS and now - since < SURE_AFTER_S:
             # That a second try is refused says nothing about the first, and Describe may lag behind it: what
             # was given back must not return to the pool, what was created must not be forgotten.
@@ -228,7 +251,9 @@ class Effects:
         self._unsure_since.pop(intent, None)
         _log.info("settled", kind=wanted.kind, eni=wanted.eni, outcome=type(outcome).__name__.lower())
 
-    async def _find_outcome(self, ec2: Ec2, intent: IntentId, wanted: EffectIntended) -> c.Outcome:
+    async def _find_outcome(
+        self, ec2: Ec2, intent: IntentId, wanted: EffectIntended
+    ) -> c.Outcome | _Accepted:
         """What became of a call whose reply nobody has. Raises when EC2 does not answer: asked again later."""
         match wanted.kind:
             case "create":
@@ -245,8 +270,7 @@ class Effects:
                 if facts is None or not facts.attachment:
                     return c.Confirmed(how="observed")
                 if facts.attachment_status == "detaching":
-                    await self._wait_detached(ec2, wanted)
-                    return c.Confirmed(how="observed")
+                    return _Accepted("observed")
                 self._check_open(intent)
                 return await self._attempt(ec2, wanted)
             case "attach":
@@ -258,7 +282,7 @@ class Effects:
             case _:
                 raise PermanentError(Reason.LOG_NEWER, f"effect {wanted.kind} of a later release")
 
-    async def _find_created(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome:
+    async def _find_created(self, ec2: Ec2, wanted: EffectIntended) -> c.Outcome | _Accepted:
         """By our own creation tag first: then also an EC2 that ignores the token cannot give us two."""
         mark = wanted.tags.get(CREATED_AT_TAG)
         for facts in await ec2.describe_left_behind(self._instance()):
@@ -297,7 +321,9 @@ class Effects:
         if intent not in self._writer.state.intents:
             raise TransientError(Reason.CANCELLED, "the intent was abandoned meanwhile")
 
-    async def _find_unassigned(self, ec2: Ec2, intent: IntentId, wanted: EffectIntended) -> c.Outcome:
+    async def _find_unassigned(
+        self, ec2: Ec2, intent: IntentId, wanted: EffectIntended
+    ) -> c.Outcome | _Accepted:
         facts = await self._read_twice(ec2, wanted)
         left = tuple(cidr for cidr in wanted.cidrs if facts is not None and cidr in facts.cidrs)
         if not left:

@@ -249,6 +249,7 @@ async def test_the_policy_allows_exactly_the_calls_that_the_ec2_adapter_makes():
     given = await ec2.assign_addresses(made.id, 2)
     await ec2.unassign_addresses(made.id, given)
     await ec2.describe_eni(made.id)
+    await ec2.describe_enis([made.id])
     await ec2.detach_eni(attachment)
     await ec2.delete_eni(made.id)
     await ec2.close()

@@ -212,6 +212,49 @@ def test_an_eni_that_is_detaching_serves_nobody_although_describe_fails():
     run_virtual(scenario())
 
 
+async def detach_two(rig: Rig) -> None:
+    """Two ENIs become empty and are detached side by side."""
+    await make_room(rig, 100)
+    async with asyncio.timeout(200):
+        while sum(intent.intended.kind == "detach" for intent in rig.state.intents.values()) < 2:
+            await asyncio.sleep(0.1)
+
+
+def test_a_new_eni_is_protected_at_once_while_detaches_take_long():
+    """1. Two ENIs are detached, each for half a minute.  2. A burst brings a new one.  3. The machine ends."""
+
+    async def scenario():
+        rig = await Rig("m5.4xlarge", timing={"detach_settle_s": 30.0}).up()
+        await detach_two(rig)
+        before = set(rig.state.enis)
+        async with asyncio.TaskGroup() as group:
+            for number in range(80):
+                group.create_task(rig.cni("ADD", f"more-{number}"))
+        (fresh, *_) = set(rig.state.enis) - before
+        await asyncio.sleep(1.0)
+        assert any(intent.intended.kind == "detach" for intent in rig.state.intents.values())
+        attachment = rig.region.world.enis[fresh].attachment
+        assert attachment is not None
+        assert attachment.delete_on_termination
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
+def test_how_far_detaches_are_is_asked_once_a_second_for_all():
+    async def scenario():
+        rig = await Rig("m5.4xlarge", timing={"detach_settle_s": 10.0}).up()
+        await detach_two(rig)
+        before = rig.calls()
+        await asyncio.sleep(20)
+        assert calls_since(rig, before)[DESCRIBE] <= 12
+        await asyncio.sleep(100)
+        assert_books_are_true(rig)
+        await rig.stop()
+
+    run_virtual(scenario())
+
+
 # -- refusals and throttling --------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -177,11 +177,11 @@ class AwsEc2:
 
     async def describe_attached(self, instance: InstanceId) -> tuple[EniFacts, ...]:
         """``DescribeNetworkInterfaces`` by instance: all ENIs of the machine, by id."""
-        return await self._describe({"attachment.instance-id": instance})
+        return await self._describe({"attachment.instance-id": [instance]})
 
     async def describe_left_behind(self, instance: InstanceId) -> tuple[EniFacts, ...]:
         """Unattached (``available``) ENIs whose instance tag is ours."""
-        facts = await self._describe({"status": "available", f"tag:{INSTANCE_TAG}": instance})
+        facts = await self._describe({"status": ["available"], f"tag:{INSTANCE_TAG}": [instance]})
         return tuple(eni for eni in facts if not eni.attachment)
 
     async def describe_eni(self, eni: EniId) -> EniFacts | None:
@@ -194,6 +194,11 @@ class AwsEc2:
             raise
         facts = await self._facts(reply.get("NetworkInterfaces") or ())
         return facts[0] if facts else None
+
+    async def describe_enis(self, enis: Sequence[EniId]) -> tuple[EniFacts, ...]:
+        """``DescribeNetworkInterfaces`` of several, one call; those that EC2 does not know are left out."""
+        # By a filter, because an id that does not exist would fail the call for all of them.
+        return await self._describe({"network-interface-id": enis}) if enis else ()
 
     # -- changing
 
@@ -309,13 +314,13 @@ class AwsEc2:
 
     async def _is_leaving(self, attachment: str) -> bool:
         """Whether an attachment is detaching, detached or gone."""
-        facts = await self._describe({"attachment.attachment-id": attachment})
+        facts = await self._describe({"attachment.attachment-id": [attachment]})
         return all(eni.attachment_status in {"detaching", "detached", ""} for eni in facts)
 
-    async def _describe(self, filters: dict[str, str]) -> tuple[EniFacts, ...]:
+    async def _describe(self, filters: Mapping[str, Sequence[str]]) -> tuple[EniFacts, ...]:
         """All pages of ``DescribeNetworkInterfaces`` under a filter, by id."""
         arguments: dict[str, Any] = {
-            "Filters": [{"Name": name, "Values": [value]} for name, value in filters.items()]
+            "Filters": [{"Name": name, "Values": list(values)} for name, values in filters.items()]
         }
         items: list[Reply] = []
         for _ in range(_PAGES_MAX):
