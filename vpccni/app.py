@@ -47,7 +47,7 @@ from vpccni.loops.agent import Agent, Ports
 from vpccni.loops.keep_marker import unmarked_when_unusable
 from vpccni.loops.serve_cni import Reply
 from vpccni.model import Seq
-from vpccni.planner.policy import policy_sentence
+from vpccni.pool_sentence import policy_sentence
 from vpccni.ports import Ec2, KubernetesNode
 from vpccni.settings import Settings, read_settings
 

@@ -17,7 +17,7 @@ import msgspec
 
 from vpccni.errors import sentence
 from vpccni.flags import parser
-from vpccni.planner.policy import policy_sentence
+from vpccni.pool_sentence import policy_sentence
 from vpccni.setting_kinds import SHOWN_MAX, without_password
 from vpccni.settings import NAMES, TABLE, Reading, Setting, Settings, Status, examine
 

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.test_settings import stock_environment
 from vpccni import app, check_config
 from vpccni.check_config import as_text, check
-from vpccni.planner.policy import policy_sentence
+from vpccni.pool_sentence import policy_sentence
 from vpccni.settings import Settings, read_settings
 
 BAD = {

@@ -15,8 +15,8 @@ from vpccni.cli.where import JsonOption
 from vpccni.errors import VpccniError, sentence
 from vpccni.instance_types import InstanceType
 from vpccni.planner.capacity import Capacity, capacity_of
-from vpccni.planner.policy import policy_sentence
 from vpccni.planner.rehearsal import Outcome, Turn, rehearse
+from vpccni.pool_sentence import policy_sentence
 from vpccni.settings import Settings, read_settings
 
 PODS_MAX: Final = 2000

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vpccni.planner.policy import policy_sentence
+from vpccni.pool_sentence import policy_sentence
 from vpccni.settings import read_settings
 
 
