@@ -25,7 +25,7 @@ All offending variables are named at once, and names that only resemble a settin
 be meant. `vpccni config` shows what is in effect; `vpccni agent --check-config` looks at an environment and tells
 everything that is wrong with it, without starting anything.
 
-*Since* is a release of amazon-vpc-cni-k8s, or of vpccni where the name is ours; what has none is older than 1.6.0.
+*Since* is a release of amazon-vpc-cni-k8s, or of vpccni where the name is ours; empty where it is not recorded.
 """
 
 STATUS = {

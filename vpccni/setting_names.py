@@ -44,7 +44,7 @@ SINCE: Final = {
     "VPCCNI_MAX_PODS": OURS,
     "WARM_PREFIX_TARGET": "1.9.0",
 }
-"""Releases of amazon-vpc-cni-k8s, or ours. A name that is not here is older than its records of this (1.6.0)."""
+"""Releases of amazon-vpc-cni-k8s, or ours. Of a name that is not here it is not recorded."""
 
 SPELLINGS: Final = {
     "AWS_VPC_CNI_LOGLEVEL": "AWS_VPC_K8S_CNI_LOGLEVEL",

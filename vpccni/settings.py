@@ -61,7 +61,7 @@ class Setting(msgspec.Struct, frozen=True):
         built: The values that can be honoured; ``None`` for all. Others are ``feature_not_supported``.
         refuses: Whether a bad value stops the agent; otherwise the default is taken, with a warning.
         warns: Whether a value other than the default deserves a warning that it has no effect.
-        since: The release of amazon-vpc-cni-k8s that brought it, or ours; empty when it is older than the records.
+        since: The release of amazon-vpc-cni-k8s that brought it, or ours; empty when it is not recorded.
     """
 
     name: str
