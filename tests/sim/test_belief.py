@@ -12,8 +12,8 @@ from vpccni.lab.sim.loop import run_virtual
 def test_a_describe_that_lags_does_not_bring_back_what_was_given_back():
     """Found by seed 31.
 
-    1. Describe lists an address. 2. The agent gives it back, EC2 confirms. 3. Two readings are begun after that, and both
-    tell what was before. 4. The address, another node's by now, must not be assigned to a pod.
+    1. Describe lists an address. 2. The agent gives it back, EC2 confirms. 3. Two readings are begun after that, and
+    both tell what was before. 4. The address, another node's by now, must not be assigned to a pod.
     """
 
     async def scenario():

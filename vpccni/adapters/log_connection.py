@@ -115,7 +115,11 @@ class LogConnection:
 
         def factory(*args: Any, **kwargs: Any) -> _BatchConnection:
             made.append(_BatchConnection(*args, **kwargs))
-            then()
+            try:
+                then()
+            except BaseException:
+                made[0].close()  # Nobody else knows of it.
+                raise
             return made[0]
 
         # ``rw``: SQLite would make an empty database where there is none. Autocommit: a transaction begins where
