@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from tests.unit.planner.simulated_pool import SimulatedPool, applied, eni, rest_all
 from vpccni.errors import Reason
+from vpccni.model import EniId, SubnetId
+from vpccni.planner.constraints import HeldEni, Shortage
 from vpccni.planner.sizing import size_of, sum_room, tally_of
 from vpccni.planner.warm_pool import (
     Constraints,
@@ -91,6 +93,29 @@ def constraints(draw) -> Constraints:
     return Constraints(create_blocked=draw(code), assign_blocked=draw(code), shrink_blocked=draw(code))
 
 
+@st.composite
+def tight(draw) -> Constraints:
+    """Also trials, a subnet with few addresses, and ENIs about which EC2 refused a call."""
+    code = st.sampled_from(["", "", "ec2_refused"])
+    enis = draw(st.lists(st.integers(0, 5), unique=True, max_size=3))
+    held: Constraints = draw(constraints())
+    return msgspec.structs.replace(
+        held,
+        release_blocked=draw(code),
+        remove_blocked=draw(code),
+        create_once=draw(st.booleans()),
+        assign_once=draw(st.booleans()),
+        shortages=tuple(
+            Shortage(call=call, subnet=SubnetId(""), left=draw(st.integers(0, 9)))
+            for call in ("assign", "create")
+            if draw(st.booleans())
+        ),
+        enis=tuple(
+            HeldEni(eni=EniId(f"eni-{device}"), growth=draw(code), shrink=draw(code)) for device in enis
+        ),
+    )
+
+
 def brought(made: Plan) -> int:
     return sum(step.count for step in made.steps if isinstance(step, GrowEni | CreateEni))
 
@@ -104,7 +129,7 @@ def created(made: Plan) -> int:
 
 
 @LAW
-@given(pools(), WAITING, constraints())
+@given(pools(), WAITING, constraints() | tight())
 def test_no_plan_exceeds_a_limit_or_does_what_is_held_back(pool, waiting, held):
     policy, enis = pool
     made = plan(enis, policy, Demand(waiting), held)
@@ -115,22 +140,33 @@ def test_no_plan_exceeds_a_limit_or_does_what_is_held_back(pool, waiting, held):
     assert len({step.eni for step in made.steps if not isinstance(step, CreateEni)}) == len(
         made.steps
     ) - created(made)
+    held_eni = {one.eni: one for one in held.enis}
+    grown = [step for step in made.steps if isinstance(step, GrowEni)]
+    short = {one.call: one.left for one in held.shortages}
+    assert len(grown) <= 1 or not (held.assign_once or "assign" in short)
+    assert created(made) <= 1 or not (held.create_once or "create" in short)
+    assert not (grown and created(made) and "assign" in short)
     for step in made.steps:
         match step:
             case GrowEni(eni=name, count=count):
                 view = by_id[name]
+                assert count <= short.get("assign", count)
+                assert not (name in held_eni and held_eni[name].growth)
                 assert view.is_usable
                 assert view.can_grow
                 assert not held.assign_blocked
                 assert 0 < count <= view.slots - view.owned - view.pending
             case CreateEni(count=count):
                 assert 0 < count <= policy.slots_per_eni
+                assert count <= short.get("create", count)
             case _:
                 assert not held.shrink_blocked
+                assert not (step.eni in held_eni and held_eni[step.eni].shrink)
+                assert not (held.remove_blocked if isinstance(step, RemoveEni) else held.release_blocked)
 
 
 @LAW
-@given(pools(), WAITING, constraints())
+@given(pools(), WAITING, constraints() | tight())
 def test_no_step_gives_back_an_address_that_is_leased_or_rests(pool, waiting, held):
     policy, enis = pool
     by_id = {view.id: view for view in enis}
@@ -227,7 +263,7 @@ def test_adds_that_wait_are_supplied_at_once_as_far_as_there_is_room(pool, waiti
 
 
 @LAW
-@given(pools(), WAITING, constraints(), st.randoms())
+@given(pools(), WAITING, constraints() | tight(), st.randoms())
 def test_the_order_of_the_enis_does_not_matter(pool, waiting, held, random):
     policy, enis = pool
     shuffled = list(enis)
@@ -238,7 +274,7 @@ def test_the_order_of_the_enis_does_not_matter(pool, waiting, held, random):
 
 
 @LAW
-@given(pools(), WAITING, constraints())
+@given(pools(), WAITING, constraints() | tight())
 def test_a_plan_always_says_why(pool, waiting, held):
     policy, enis = pool
     made = plan(enis, policy, Demand(waiting), held)

@@ -106,7 +106,7 @@ def _wait_or_refuse(state: State, now: Stamp, context: c.Context, request: tuple
     outlook = prospect(views, context.policy, context.constraints, context.ahead)
     if outlook.possible:
         return c.Park(Reason.NO_ADDRESS, "waiting for EC2", request)
-    return Refused(outlook.reason)
+    return Refused(outlook.reason, outlook.detail)
 
 
 def _unread(state: State) -> int:

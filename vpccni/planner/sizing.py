@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from vpccni.model import Cidr, EniId
+from vpccni.model import Cidr, EniId, SubnetId
 
 
 class EniView(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +44,7 @@ class EniView(msgspec.Struct, frozen=True, kw_only=True):
         rested: Free, past their cooldown and not blocked, in the order in which to give them back; empty
             while an open intent on the ENI forbids releases.
         age_s: Seconds since it was attached.
+        subnet: Where its addresses come from.
     """
 
     id: EniId
@@ -67,6 +68,7 @@ class EniView(msgspec.Struct, frozen=True, kw_only=True):
     releasing: int = 0
     rested: tuple[Cidr, ...] = ()
     age_s: float = 1e9
+    subnet: SubnetId = SubnetId("")
 
 
 class PoolPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +88,7 @@ class PoolPolicy(msgspec.Struct, frozen=True, kw_only=True):
         min_eni_age_s: A younger ENI is not removed.
         release_interval_s: Least time between two releases of CIDRs. The caller keeps it, by
             ``Constraints.shrink_blocked``: the planner has no clock.
+        subnet: Where new ENIs are created.
     """
 
     warm_eni_target: int = 1
@@ -98,6 +101,7 @@ class PoolPolicy(msgspec.Struct, frozen=True, kw_only=True):
     unmanaged_enis: int = 0
     min_eni_age_s: float = 60.0
     release_interval_s: float = 30.0
+    subnet: SubnetId = SubnetId("")
 
     @property
     def has_ip_targets(self) -> bool:

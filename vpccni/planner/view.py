@@ -122,6 +122,7 @@ def views_of(state: State, now: Stamp, cooldown_s: float, slots: int) -> list[En
             owned=0,
             pending=intent.intended.count,
             age_s=0.0,
+            subnet=intent.intended.subnet,
         )
         for intent in state.intents.values()
         if intent.intended.kind == "create"
@@ -223,4 +224,5 @@ def _view(
         releasing=releasing,
         rested=rested_cidrs(state, held, now, cooldown_s) if in_order else (),
         age_s=state.elapsed_s(held.adopted, now),
+        subnet=held.facts.subnet,
     )

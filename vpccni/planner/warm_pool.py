@@ -22,6 +22,7 @@ import msgspec
 
 from vpccni.errors import Reason
 from vpccni.model import EniId
+from vpccni.planner.constraints import Constraints, HeldEni
 from vpccni.planner.release import (
     ReleaseCidrs,
     RemoveEni,
@@ -82,22 +83,6 @@ class Demand(msgspec.Struct, frozen=True):
     waiting: int = 0
 
 
-class Constraints(msgspec.Struct, frozen=True, kw_only=True):
-    """What holds the planner back, as reason codes of the caller's; empty text where nothing does.
-
-    Attributes:
-        create_blocked: No ENI may be created (``subnet_exhausted``, ``ec2_throttled``, …).
-        assign_blocked: No address may be assigned to an ENI.
-        shrink_blocked: Nothing may be given back (node unschedulable, too soon after the last release).
-        no_change: Nothing at all may be changed (``invariant_broken``, ``stopping``).
-    """
-
-    create_blocked: str = ""
-    assign_blocked: str = ""
-    shrink_blocked: str = ""
-    no_change: str = ""
-
-
 class GrowEni(msgspec.Struct, frozen=True):
     """Assign ``count`` more addresses to an ENI (EC2 ``AssignPrivateIpAddresses``)."""
 
@@ -140,10 +125,12 @@ class Prospect(msgspec.Struct, frozen=True):
     Attributes:
         possible: Something that exists or can be planned may satisfy it. The caller bounds the wait.
         reason: The refusal's code; ``no_address``, and of no meaning, where waiting makes sense.
+        detail: More about the refusal, for people.
     """
 
     possible: bool
     reason: Reason = Reason.NO_ADDRESS
+    detail: str = ""
 
 
 def plan(enis: Sequence[EniView], policy: PoolPolicy, demand: Demand, constraints: Constraints) -> Plan:
@@ -160,12 +147,13 @@ def plan(enis: Sequence[EniView], policy: PoolPolicy, demand: Demand, constraint
     """
     tally = tally_of(enis, policy)
     size = size_of(tally, policy, demand.waiting)
-    held = _given(constraints)
+    held = constraints.texts()
     if constraints.no_change:
         return Plan(steps=(), reason=CHANGES_HELD, constraints=held, short=size.short, over=size.over)
-    growth = _Growth(tally, size, policy)
-    growth.fill(enis, is_blocked=bool(constraints.assign_blocked))
-    growth.create(enis, constraints)
+    enis = _with_held(enis, constraints)
+    growth = _Growth(tally, size, policy, constraints)
+    growth.fill(enis)
+    growth.create(enis)
     shrink: list[ReleaseCidrs | RemoveEni] = []
     if not constraints.shrink_blocked:
         shrink = _shrink(enis, policy, tally, demand.waiting, constraints)
@@ -209,19 +197,29 @@ def prospect(
     if constraints.no_change:
         return Prospect(possible=False, reason=_code(constraints.no_change))
     # What is under release leaves a slot, or stays ours: an ADD can have either.
-    on_enis = sum_room(enis) + sum(eni.releasing for eni in enis if is_serving(eni))
+    releasing = sum(eni.releasing for eni in enis if is_serving(eni))
+    held, detail = _held_room(enis, constraints)
+    on_enis = sum_room(enis) - sum(held.values()) + releasing
     staying = sum(not eni.is_leaving for eni in enis)
     on_new = places_left(policy, staying) * policy.slots_per_eni
-    brought = (0 if constraints.assign_blocked else on_enis) + (0 if constraints.create_blocked else on_new)
+    short = constraints.shortage("create", policy.subnet)
+    create_blocked, create_detail = constraints.create_blocked, constraints.create_detail
+    if not create_blocked and short is not None and short.left <= 0:
+        create_blocked, create_detail = str(Reason.SUBNET_EXHAUSTED), short.detail
+    brought = (0 if constraints.assign_blocked else on_enis) + (0 if create_blocked else on_new)
     pods_left = policy.max_pods - (tally.total - tally.unready + tally.pods_elsewhere)
     if missing <= min(brought, pods_left):
         return Prospect(possible=True)
     if missing > pods_left:
         return Prospect(possible=False, reason=Reason.MAX_PODS_REACHED)
     if constraints.assign_blocked and on_enis:
-        return Prospect(possible=False, reason=_code(constraints.assign_blocked))
-    if constraints.create_blocked and on_new:
-        return Prospect(possible=False, reason=_code(constraints.create_blocked))
+        return Prospect(
+            possible=False, reason=_code(constraints.assign_blocked), detail=constraints.assign_detail
+        )
+    if held and not constraints.assign_blocked:
+        return Prospect(possible=False, reason=_code(next(iter(held))), detail=detail)
+    if create_blocked and on_new:
+        return Prospect(possible=False, reason=_code(create_blocked), detail=create_detail)
     return Prospect(possible=False, reason=Reason.INSTANCE_FULL)
 
 
@@ -243,28 +241,37 @@ def step_text(step: Step) -> str:
 class _Growth:
     """Growth steps in the making. Counts what each step will bring, and notes each limit that it meets."""
 
-    def __init__(self, tally: Tally, size: Size, policy: PoolPolicy) -> None:
+    def __init__(self, tally: Tally, size: Size, policy: PoolPolicy, constraints: Constraints) -> None:
         self.steps: list[Step] = []
         self.limits: tuple[str, ...] = ()
         self._policy = policy
+        self._constraints = constraints
         self._places = tally.eni_places
         self._total = tally.total + tally.pods_elsewhere
         self._total_ready = self._total - tally.unready
         self._short = size.short
         self._urgent = size.urgent
+        self._left = {one.subnet: one.left for one in constraints.shortages if one.call == "assign"}
 
-    def fill(self, enis: Sequence[EniView], *, is_blocked: bool) -> None:
+    def fill(self, enis: Sequence[EniView]) -> None:
         """Use the room of ENIs that are there, the fullest first."""
-        if is_blocked or self._wanted() <= 0:
+        if self._constraints.assign_blocked or self._wanted() <= 0:
             return
         able = [eni for eni in enis if eni.is_usable and eni.can_grow and room_of(eni) > 0]
         for eni in sorted(able, key=lambda eni: (-eni.owned - eni.pending, eni.device, eni.id)):
             wanted = self._wanted()
             if wanted <= 0:
                 return
-            self._add(GrowEni(eni.id, count := self._chunk(wanted, room_of(eni))), count)
+            count = self._chunk(wanted, room_of(eni))
+            if eni.subnet in self._left:
+                count = min(count, self._left[eni.subnet])
+                self._left[eni.subnet] = 0  # One call at a time, until it is known what it brings.
+            if count > 0:
+                self._add(GrowEni(eni.id, count), count)
+                if self._constraints.assign_once:
+                    return
 
-    def create(self, enis: Sequence[EniView], constraints: Constraints) -> None:
+    def create(self, enis: Sequence[EniView]) -> None:
         """Plan new ENIs for what room that is there, or opens shortly, does not hold.
 
         Where assigning is blocked, the targets wait for it to be allowed again; ADDs that wait do not.
@@ -272,20 +279,35 @@ class _Growth:
         if self._wanted() <= 0:
             self._note_max_pods()
             return
-        awaited = held = 0
-        if constraints.assign_blocked:
-            held = sum_room(enis)
-        else:
-            awaited = sum_room(eni for eni in enis if is_room_awaited(eni))
+        constraints, subnet = self._constraints, self._policy.subnet
+        if self.steps and constraints.shortage("assign", subnet) is not None:
+            return  # What that call brings tells what the subnet still has.
+        awaited, held = self._waited_for(enis)
+        short = constraints.shortage("create", subnet)
+        most = self._policy.slots_per_eni if short is None else min(short.left, self._policy.slots_per_eni)
         while (wanted := self._wanted(awaited, held)) > 0:
             if self._places == 0:
                 self.limits += (str(Reason.INSTANCE_FULL),)
                 return
-            if constraints.create_blocked:
+            if constraints.create_blocked or most <= 0:
                 return
             self._places -= 1
-            self._add(CreateEni(count := self._chunk(wanted, self._policy.slots_per_eni)), count)
+            self._add(CreateEni(count := self._chunk(wanted, most)), count)
+            if constraints.create_once or short is not None:
+                break
         self._note_max_pods()
+
+    def _waited_for(self, enis: Sequence[EniView]) -> tuple[int, int]:
+        """Room for which ADDs and targets wait, and room for which only the targets wait."""
+        if self._constraints.assign_blocked:
+            return 0, sum_room(enis)
+        awaited = sum_room(eni for eni in enis if is_room_awaited(eni))
+        held = sum(_held_room(enis, self._constraints, is_short_held=True)[0].values())
+        grown = sum(step.count for step in self.steps if isinstance(step, GrowEni))
+        if self._constraints.assign_once and grown:
+            # The trial tells whether the rest of the room can be had.
+            awaited += max(sum_room(eni for eni in enis if eni.can_grow) - grown, 0)
+        return awaited, held
 
     def _wanted(self, awaited: int = 0, held: int = 0) -> int:
         """Addresses still to be planned; 0 or less when there is nothing to do or max pods ends it."""
@@ -310,12 +332,61 @@ class _Growth:
             self.limits += (str(Reason.MAX_PODS_REACHED),)
 
 
+def _with_held(enis: Sequence[EniView], constraints: Constraints) -> Sequence[EniView]:
+    """The views, without what EC2 has refused for single ENIs."""
+    if not constraints.enis:
+        return enis
+    held = {one.eni: one for one in constraints.enis}
+    return [_without(eni, held[eni.id]) if eni.id in held else eni for eni in enis]
+
+
+def _without(eni: EniView, held: HeldEni) -> EniView:
+    if held.growth:
+        eni = msgspec.structs.replace(eni, can_grow=False)
+    return msgspec.structs.replace(eni, can_shrink=False, rested=()) if held.shrink else eni
+
+
+def _held_room(
+    enis: Sequence[EniView], constraints: Constraints, *, is_short_held: bool = False
+) -> tuple[dict[str, int], str]:
+    """Room that is there and that EC2 does not fill now, by reason; and what is known of the first.
+
+    With ``is_short_held`` also the room in a subnet that has few addresses left.
+    """
+    room: dict[str, int] = {}
+    details: list[str] = []
+    if not constraints.enis and not constraints.shortages:
+        return room, ""
+    refused = {one.eni: one for one in constraints.enis if one.growth}
+    short = {
+        one.subnet: one
+        for one in constraints.shortages
+        if one.call == "assign" and (is_short_held or one.left <= 0)
+    }
+    for eni in enis:
+        here = room_of(eni)
+        if not here or is_room_awaited(eni):
+            continue
+        if eni.id in refused:
+            reason, detail = refused[eni.id].growth, refused[eni.id].detail
+        elif eni.subnet in short:
+            reason, detail = str(Reason.SUBNET_EXHAUSTED), short[eni.subnet].detail
+        else:
+            continue
+        room[reason] = room.get(reason, 0) + here
+        details.append(detail)
+    return room, details[0] if details else ""
+
+
 def _shrink(
     enis: Sequence[EniView], policy: PoolPolicy, tally: Tally, waiting: int, constraints: Constraints
 ) -> list[ReleaseCidrs | RemoveEni]:
     """Every step that gives something back."""
-    gone = removals(enis, policy, tally, waiting, can_assign=not constraints.assign_blocked)
-    return [*map(removal_step, gone), *releases(enis, policy, tally, waiting, gone)]
+    gone: list[EniView] = []
+    if not constraints.remove_blocked:
+        gone = removals(enis, policy, tally, waiting, can_assign=not constraints.assign_blocked)
+    kept = [] if constraints.release_blocked else releases(enis, policy, tally, waiting, gone)
+    return [*map(removal_step, gone), *kept]
 
 
 def _reason_to_act(
@@ -339,19 +410,14 @@ def _reason_to_hold(
     if Reason.INSTANCE_FULL in growth.limits:
         return INSTANCE_FULL
     if size.short:
-        return GROWTH_HELD if constraints.create_blocked or constraints.assign_blocked else UNDER_WAY
+        return GROWTH_HELD if constraints.is_growth_held else UNDER_WAY
     if size.over:
-        return SHRINK_HELD if constraints.shrink_blocked else SURPLUS_IN_USE
+        is_held = constraints.shrink_blocked or constraints.release_blocked or constraints.remove_blocked
+        return SHRINK_HELD if is_held else SURPLUS_IN_USE
     in_hand = tally.free_now - waiting >= policy.free_target and (
         not policy.has_ip_targets or tally.total_now >= policy.minimum_ip_target
     )
     return TARGETS_MET if in_hand else UNDER_WAY
-
-
-def _given(constraints: Constraints) -> tuple[str, ...]:
-    """The constraints that hold, as ``field:code``."""
-    codes = msgspec.structs.asdict(constraints).items()
-    return tuple(f"{field}:{code}" for field, code in codes if code)
 
 
 def _code(text: str) -> Reason:
