@@ -141,6 +141,14 @@ class EventLog(Protocol):
         """Release the file. Idempotent."""
 
 
+class Subnet(msgspec.Struct, frozen=True):
+    """What EC2 says of a subnet; ``free`` is how many addresses it has left, -1 when not told."""
+
+    cidr: Cidr
+    az: str
+    free: int
+
+
 class Ec2(Protocol):
     """The EC2 calls that the agent makes.
 
@@ -153,6 +161,9 @@ class Ec2(Protocol):
 
     async def describe_limits(self, instance_type: str) -> InstanceLimits:
         """``DescribeInstanceTypes`` for one type."""
+
+    async def describe_subnet(self, subnet: SubnetId) -> Subnet:
+        """``DescribeSubnets`` for one, always asked anew: its free addresses change."""
 
     async def describe_attached(self, instance: InstanceId) -> tuple[EniFacts, ...]:
         """``DescribeNetworkInterfaces`` by instance: all ENIs of the machine, by id."""

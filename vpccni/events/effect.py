@@ -34,7 +34,8 @@ class EffectIntended(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         kind: Which call: one of :data:`EFFECT_KINDS`, or one that a later release added.
         token: ClientToken of a create (EC2: idempotent); for the others only a name.
         eni: The ENI that is changed; empty for a create.
-        subnet, groups, tags, description: Arguments of a create (and ``tags`` of a tag).
+        subnet, groups, tags, description: Arguments of a create (and ``tags`` of a tag). ``subnet`` also
+            tells where the addresses of an assign come from.
         device, card: The device index that an attach reserves.
         attachment: Which attachment a detach or a modify is about.
         count: Addresses or prefixes asked for (create, assign).

@@ -33,7 +33,7 @@ from vpccni.loops.reconcile import Reconcile
 from vpccni.loops.recover import Recovery
 from vpccni.loops.serve_cni import CniService, Reply
 from vpccni.loops.write import Writer
-from vpccni.model import Cidr, Stamp
+from vpccni.model import Cidr, Stamp, SubnetId
 from vpccni.planner import commands as c
 from vpccni.planner.view import LINK_PATIENCE_S, unmanaged_enis, without_link_s
 from vpccni.planner.warm_pool import PoolPolicy
@@ -106,6 +106,7 @@ class Agent:
         self.effects = Effects(
             writer=self.writer,
             ec2=ports.ec2,
+            clock=ports.clock,
             breakers=self.breakers,
             parallel_max=settings.ec2_parallel_max,
             may_finish=self.readiness.may_finish,
@@ -209,6 +210,7 @@ class Agent:
             slots_per_eni=state.limits.ipv4_per_eni - 1,
             max_pods=settings.max_pods or state.max_pods or DEFAULT_MAX_PODS,
             unmanaged_enis=unmanaged_enis(state),
+            subnet=primary.facts.subnet if (primary := state.primary_eni()) else SubnetId(""),
         )
 
     def _context(self) -> c.Context:
@@ -375,6 +377,8 @@ class Agent:
         if start.must_not_change:
             _log.error("log_newer", kinds=start.must_not_change)
             return
+        if start.head:
+            self.breakers.note_restart(asyncio.get_running_loop().time())
         boot_id = self._ports.clock.now().boot_id
         is_same_boot = self.writer.state.boot_id == boot_id
         log_id = f"{self._log_ids.getrandbits(128):032x}"

@@ -18,13 +18,14 @@ import structlog
 
 from vpccni.errors import OutcomeUnknownError, PermanentError, Reason, TransientError, VpccniError
 from vpccni.events.effect import DELETE_ON_TERMINATION, EffectIntended, EffectKind
+from vpccni.events.node import SubnetObserved
 from vpccni.loops.breakers import Breakers
 from vpccni.loops.detaching import Detaching
 from vpccni.loops.write import Writer
-from vpccni.model import EniFacts, InstanceId, IntentId
+from vpccni.model import EniFacts, InstanceId, IntentId, SubnetId
 from vpccni.planner import commands as c
 from vpccni.planner.view import SIDE_KINDS
-from vpccni.ports import Ec2
+from vpccni.ports import Clock, Ec2
 
 _log = structlog.get_logger("effects")
 
@@ -36,6 +37,14 @@ REPEATED_KINDS: Final = ("create", "unassign", "detach")
 SURE_AFTER_S: Final = 60.0
 """So long after a call without a reply Describe shows what became of it, and a refusal is believed."""
 CREATED_AT_TAG: Final = "node.k8s.amazonaws.com/createdAt"
+FRESH_S: Final = 60.0
+"""So long after an ENI came EC2 may not know it everywhere: "not found" is no news before."""
+FREE_COUNT_KEPT_S: Final = 1.0
+"""Calls that are refused side by side ask once how many addresses the subnet has."""
+FREE_COUNT_RETRY_S: Final = 10.0
+"""A node that may not call DescribeSubnets does not try at every refusal."""
+
+_ASK: Final = EffectIntended(kind="ask")
 
 
 class _Accepted(msgspec.Struct, frozen=True):
@@ -56,6 +65,7 @@ class Effects:
         *,
         writer: Writer,
         ec2: Callable[[], Awaitable[Ec2]],
+        clock: Clock,
         breakers: Breakers,
         parallel_max: int,
         may_finish: Callable[[], bool],
@@ -65,6 +75,7 @@ class Effects:
     ) -> None:
         self._writer = writer
         self._ec2 = ec2
+        self._clock = clock
         self._breakers = breakers
         self.may_finish = may_finish
         # What gives back never stands in the way of growth: each has a part of the budget to itself. Nothing stands
@@ -80,11 +91,13 @@ class Effects:
         self.attach_refused: set[str] = set()
         self.under_way: set[IntentId] = set()
         self._unsure_since: dict[IntentId, float] = {}
+        self._free_counts: dict[SubnetId, tuple[int, float]] = {}
 
     async def intend(self, wanted: EffectIntended) -> IntentId:
         """Make an intent durable. Raises what ``Writer.submit`` raises."""
         decision = await self._writer.submit(c.Intend(wanted))
         self.under_way.add(decision.intent)
+        self._breakers.begin(wanted, decision.intent, asyncio.get_running_loop().time())
         return decision.intent
 
     async def perform(self, intent: IntentId, wanted: EffectIntended) -> None:
@@ -95,7 +108,8 @@ class Effects:
         try:
             ec2 = await self._ec2()
             async with self._budget_of(wanted.kind):
-                called = await self._attempt(ec2, wanted)
+                # While it waited for its turn, another call may have failed in a way that concerns this one.
+                called = self._held_back(intent, wanted) or await self._attempt(ec2, wanted)
             outcome = await self._wait_done(ec2, wanted, called)
             await self._writer.submit(c.Settle(intent, outcome))
             _log.info(
@@ -114,22 +128,25 @@ class Effects:
             _log.warning("effect_left_open", kind=wanted.kind, reason=error.reason, detail=error.detail)
         finally:
             self.under_way.discard(intent)
+            self._breakers.end(intent)
             self._on_change()
 
     async def settle_open(self, intent: IntentId, wanted: EffectIntended) -> None:
         """Settle an intent that an earlier process, or a failure, left open."""
         self.under_way.add(intent)
+        loop = asyncio.get_running_loop()
+        began = now = loop.time()
         try:
-            loop = asyncio.get_running_loop()
-            until = max(self._breakers.of(wanted.kind).until, self._breakers.ask.until)
-            await asyncio.sleep(max(0.0, until - loop.time()))
+            until = max(self._breakers.until(wanted, now), self._breakers.until(_ASK, now))
+            await asyncio.sleep(until - now)
             if not self.may_finish():
                 return  # Meanwhile the node has become another agent's, or its machine is in doubt.
             ec2 = await self._ec2()
+            began = loop.time()
             await self._settle(ec2, intent, wanted, self._budget_of(wanted.kind))
-            self._breakers.ask.succeed()
+            self._breakers.succeed(_ASK, began, loop.time())
         except VpccniError as error:
-            self._breakers.fail("ask", error, asyncio.get_running_loop().time())
+            self._breakers.fail(_ASK, error, began, loop.time())
             _log.info(
                 "settle_later", kind=wanted.kind, intent=intent, reason=error.reason, detail=error.detail
             )
@@ -149,27 +166,77 @@ class Effects:
         if not self.may_finish():
             # It was intended when it still might; seconds may have passed in waiting for its turn or a reading.
             raise TransientError(Reason.CANCELLED, "nothing may be changed just now; the intent stays open")
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             outcome = await self._call(ec2, wanted)
         except OutcomeUnknownError as error:
-            self._breakers.fail(wanted.kind, error, now)
+            self._breakers.fail(wanted, error, began, loop.time())
             return c.Unknown(detail=error.detail)
         except (TransientError, PermanentError) as error:
-            self._breakers.fail(wanted.kind, error, asyncio.get_running_loop().time())
-            if isinstance(error, PermanentError):
+            return await self._refused(ec2, wanted, error, began)
+        self._breakers.succeed(wanted, began, loop.time())
+        return outcome
+
+    def _held_back(self, intent: IntentId, wanted: EffectIntended) -> c.Failed | None:
+        """The call is not made, as EC2 would not do it now; the planner looks again at what is wanted."""
+        held = self._breakers.holding(wanted, asyncio.get_running_loop().time(), intent)
+        if held is None:
+            return None
+        return c.Failed(
+            reason=Reason(held.reason), detail=f"not called: {held.detail}"[:500], is_transient=True
+        )
+
+    async def _refused(
+        self, ec2: Ec2, wanted: EffectIntended, error: TransientError | PermanentError, began: float
+    ) -> c.Failed:
+        """EC2 did not do it: what is to pause for it, and is it worth asking what EC2 sees?"""
+        loop = asyncio.get_running_loop()
+        is_transient = isinstance(error, TransientError)
+        if error.reason is Reason.SUBNET_EXHAUSTED:
+            free = await self._free_count(ec2, wanted.subnet)
+            self._breakers.shorten(wanted, loop.time(), free=free, needed=self._writer.waiting)
+        elif self._is_too_fresh(wanted, error):
+            is_transient = True
+            self._breakers.note_fresh(wanted, error, loop.time())
+        else:
+            self._breakers.fail(wanted, error, began, loop.time())
+            if not is_transient:
                 # EC2 sees something else than the books (a full ENI, an index in use): compare.
                 self._on_refused()
                 if wanted.kind == "attach":
                     self.attach_refused.add(wanted.eni)
-            return c.Failed(
-                reason=error.reason,
-                code=getattr(error, "code", ""),
-                detail=error.detail[:500],
-                is_transient=isinstance(error, TransientError),
-            )
-        self._breakers.of(wanted.kind).succeed()
-        return outcome
+        return c.Failed(
+            reason=error.reason,
+            code=getattr(error, "code", ""),
+            detail=error.detail[:500],
+            is_transient=is_transient,
+        )
+
+    def _is_too_fresh(self, wanted: EffectIntended, error: VpccniError) -> bool:
+        """Whether EC2 does not find what it has made a moment ago: it is eventually consistent."""
+        held = self._writer.state.enis.get(wanted.eni)
+        if held is None or held.origin != "created" or not getattr(error, "code", "").endswith(".NotFound"):
+            return False
+        return self._writer.state.elapsed_s(held.adopted, self._clock.now()) < FRESH_S
+
+    async def _free_count(self, ec2: Ec2, subnet: SubnetId) -> int:
+        """How many addresses a subnet has left; -1 when EC2 does not tell."""
+        loop = asyncio.get_running_loop()
+        free, until = self._free_counts.get(subnet, (-1, 0.0))
+        if loop.time() < until:
+            return free
+        try:
+            told = await ec2.describe_subnet(subnet)
+        except VpccniError as error:
+            _log.info("free_count_unknown", subnet=subnet, reason=error.reason, detail=error.detail)
+            self._free_counts[subnet] = (-1, loop.time() + FREE_COUNT_RETRY_S)
+            return -1
+        self._free_counts[subnet] = (told.free, loop.time() + FREE_COUNT_KEPT_S)
+        self._writer.post(
+            c.Observe(SubnetObserved(subnet=subnet, cidr=told.cidr, az=told.az, free=told.free))
+        )
+        return told.free
 
     async def _call(self, ec2: Ec2, wanted: EffectIntended) -> c.Confirmed | _Accepted:
         match wanted.kind:

@@ -118,8 +118,7 @@ class KeepWarm:
         if not self._no_change():
             now = asyncio.get_running_loop().time()
             refused = frozenset(EniId(eni) for eni in self._effects.attach_refused)
-            steps = next_effects(state, refused)
-            wanted += [step for step in steps if not self._breakers.of(step.kind).holding(now)]
+            wanted += self._breakers.admit(next_effects(state, refused), now)
         await self._perform(group, wanted)
 
     def _resume(self, group: asyncio.TaskGroup, state: State) -> None:
@@ -136,7 +135,7 @@ class KeepWarm:
     def _plan_pool(self, state: State, policy: PoolPolicy) -> list[EffectIntended]:
         stamp, now = self._clock.now(), asyncio.get_running_loop().time()
         views = views_of(state, stamp, self._cooldown_s, policy.slots_per_eni)
-        made = plan(views, policy, Demand(self._writer.waiting), self._constraints(now, policy))
+        made = plan(views, policy, Demand(self._writer.waiting), self._constraints(state, now, policy))
         self.plan = made
         self._writer.post(
             c.NotePlan(
@@ -154,18 +153,32 @@ class KeepWarm:
                 self._released_at = now
         return wanted
 
-    def _constraints(self, now: float, policy: PoolPolicy) -> Constraints:
+    def _constraints(self, state: State, now: float, policy: PoolPolicy) -> Constraints:
         shrink = ""
         if self._released_at is not None and now - self._released_at < policy.release_interval_s:
             shrink = "released_lately"
-        return self._breakers.for_plan(now, shrink, self._no_change())
+        return self._breakers.for_plan(
+            now,
+            shrink_blocked=shrink,
+            no_change=self._no_change(),
+            is_urgent=self._writer.waiting > 0,
+            is_attaching=any(
+                held.phase == "detached" and not held.is_retiring for held in state.enis.values()
+            )
+            or any(intent.intended.kind in ("create", "attach") for intent in state.intents.values()),
+        )
 
     def _intended(self, state: State, step: Step, number: int, reason: str) -> EffectIntended:
         match step:
             case GrowEni():
                 held = state.enis[step.eni]
                 return EffectIntended(
-                    kind="assign", eni=step.eni, count=step.count, known=tuple(held.cidrs), reason=reason
+                    kind="assign",
+                    eni=step.eni,
+                    subnet=held.facts.subnet,
+                    count=step.count,
+                    known=tuple(held.cidrs),
+                    reason=reason,
                 )
             case CreateEni():
                 return self._new_eni(state, step, number, reason)

@@ -13,6 +13,6 @@ Importing this package costs nothing: the SDK (0.3 s, 20 MiB) is imported by ``A
 
 from __future__ import annotations
 
-from vpccni.adapters.ec2.calls import AwsEc2, Subnet
+from vpccni.adapters.ec2.calls import AwsEc2
 
-__all__ = ["AwsEc2", "Subnet"]
+__all__ = ["AwsEc2"]

@@ -9,8 +9,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final
 
-import msgspec
-
 from vpccni.adapters.ec2.errors import detail_of, outcome_code, translate
 from vpccni.adapters.ec2.facts import Reply, eni_facts, instance_limits, sorted_cidrs
 from vpccni.adapters.ec2.sdk import CONNECT_TIMEOUT_S, open_client
@@ -25,6 +23,7 @@ from vpccni.model import (
     host_cidr,
     parse_cidr,
 )
+from vpccni.ports import Subnet
 
 ClientOpener = Callable[..., Awaitable[Any]]
 """Builds the SDK's client; takes the arguments of :func:`vpccni.adapters.ec2.sdk.open_client`."""
@@ -40,14 +39,6 @@ _SUBNET_RETRY_S: Final = 60.0
 """A node that may not call DescribeSubnets does not try at every describe."""
 _SUBNET_SOON_S: Final = 5.0
 """Without its subnet's CIDR an ENI cannot be set up: after a failure that may pass it is asked for again soon."""
-
-
-class Subnet(msgspec.Struct, frozen=True):
-    """What EC2 says of a subnet; ``free`` is how many addresses it has left, -1 when not told."""
-
-    cidr: Cidr
-    az: str
-    free: int
 
 
 class _Flight:
