@@ -52,8 +52,12 @@ class _BatchConnection(sqlite3.Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._staged: deque[tuple[Work, LogFault | None, Callable[[], None] | None]] = deque()
-        for pragma in _PRAGMAS:
-            self.execute(pragma)
+        try:
+            for pragma in _PRAGMAS:
+                self.execute(pragma)
+        except BaseException:
+            self.close()  # Whoever asked for it never gets it.
+            raise
 
     def stage(self, work: Work, fault: LogFault | None, then: Callable[[], None] | None) -> None:
         """Have the next ``commit`` do this work in one transaction, and ``then`` this."""
