@@ -98,7 +98,8 @@ class Export:
                 self._wake.set()
 
     async def finish(self) -> None:
-        """After the last acknowledgement: bring the file up to date."""
+        """After the last acknowledgement: bring the file up to date. Somebody may have removed it meanwhile."""
+        self._written = None
         if await self._write():
             _log.info("exported", path=self._path, leases=len(self._writer.state.leases))
 

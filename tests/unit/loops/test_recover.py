@@ -415,6 +415,18 @@ def test_an_old_log_that_is_brought_back_is_compared_with_what_lives():
     run_virtual(scenario())
 
 
+def test_an_export_that_somebody_has_removed_is_there_again_when_the_agent_ends():
+    async def scenario():
+        rig = await Rig().up(settle_s=MINUTE)
+        await rig.add("pod")
+        await asyncio.sleep(2)
+        rig.checkpoints.files.clear()
+        await rig.stop()
+        assert set(exported(rig).values()) == {"pod"}
+
+    run_virtual(scenario())
+
+
 def test_an_old_log_without_an_export_is_told_by_the_interfaces_that_it_does_not_know():
     async def scenario():
         rig = await Rig().up(settle_s=MINUTE)
