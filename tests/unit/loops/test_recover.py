@@ -419,6 +419,8 @@ def test_an_export_that_somebody_has_removed_is_there_again_when_the_agent_ends(
     async def scenario():
         rig = await Rig().up(settle_s=MINUTE)
         await rig.add("pod")
+        await asyncio.sleep(MINUTE)
+        rig.live.export.wake()  # Nothing has happened since the last export.
         await asyncio.sleep(2)
         rig.checkpoints.files.clear()
         await rig.stop()
