@@ -33,8 +33,9 @@ from vpccni.loops.reconcile import Reconcile
 from vpccni.loops.recover import Recovery
 from vpccni.loops.serve_cni import CniService, Reply
 from vpccni.loops.write import Writer
-from vpccni.model import Cidr, Stamp, SubnetId
+from vpccni.model import Cidr, Stamp
 from vpccni.planner import commands as c
+from vpccni.planner.policy import policy_of
 from vpccni.planner.view import LINK_PATIENCE_S, unmanaged_enis, without_link_s
 from vpccni.planner.warm_pool import PoolPolicy
 from vpccni.ports import (
@@ -196,21 +197,16 @@ class Agent:
 
     def policy(self) -> PoolPolicy | None:
         """The pool's targets and limits; ``None`` while the instance type's limits are unknown."""
-        state, settings = self.writer.state, self.settings
+        state = self.writer.state
         if state.limits is None:
             return None
-        enis_max = state.limits.enis_max
-        if settings.max_eni:
-            enis_max = min(enis_max, settings.max_eni)
-        return PoolPolicy(
-            warm_eni_target=settings.warm_eni_target,
-            warm_ip_target=settings.warm_ip_target,
-            minimum_ip_target=settings.minimum_ip_target,
-            enis_max=enis_max,
-            slots_per_eni=state.limits.ipv4_per_eni - 1,
-            max_pods=settings.max_pods or state.max_pods or DEFAULT_MAX_PODS,
+        primary = state.primary_eni()
+        return policy_of(
+            self.settings,
+            state.limits,
+            max_pods=state.max_pods or DEFAULT_MAX_PODS,
             unmanaged_enis=unmanaged_enis(state),
-            subnet=primary.facts.subnet if (primary := state.primary_eni()) else SubnetId(""),
+            subnet=primary.facts.subnet if primary is not None else None,
         )
 
     def _context(self) -> c.Context:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from vpccni.model import InstanceLimits
+from vpccni.model import InstanceLimits, SubnetId
 from vpccni.planner.sizing import PoolPolicy
 from vpccni.settings import Settings
 
 
 def policy_of(
-    settings: Settings, limits: InstanceLimits, *, max_pods: int, unmanaged_enis: int = 0
+    settings: Settings,
+    limits: InstanceLimits,
+    *,
+    max_pods: int,
+    unmanaged_enis: int = 0,
+    subnet: SubnetId | None = None,
 ) -> PoolPolicy:
     """The pool's targets and limits on an instance with these limits.
 
@@ -17,6 +22,7 @@ def policy_of(
         limits: Of the instance type.
         max_pods: Pods that the node may run, should ``settings`` not say.
         unmanaged_enis: ENIs that somebody else uses.
+        subnet: Where new ENIs are made; ``None`` while it is not known.
     """
     enis_max = min(limits.enis_max, settings.max_eni) if settings.max_eni else limits.enis_max
     return PoolPolicy(
@@ -27,4 +33,5 @@ def policy_of(
         slots_per_eni=limits.ipv4_per_eni - 1,
         max_pods=settings.max_pods or max_pods,
         unmanaged_enis=unmanaged_enis,
+        subnet=subnet or SubnetId(""),
     )
